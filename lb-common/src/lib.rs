@@ -1,1 +1,7 @@
 //! The contract between agent and kernel.
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod addr;
