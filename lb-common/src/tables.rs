@@ -1,0 +1,609 @@
+//! Map keys and values, map names and capacities. Design rules are in the crate's documentation; the
+//! order of writes that keeps readers whole is in `lb-agent/src/tables/diff.rs`.
+
+use core::fmt;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{
+    addr::{Addr, Port, Proto},
+    text::Text,
+};
+
+/// The layout of all maps together. Pins live under a folder of this name; another number is another
+/// folder, so that two layouts never meet.
+pub const SCHEMA: u32 = 1;
+
+/// Asserts a cell's size where the cell is declared.
+macro_rules! assert_size {
+    ($cell:ty, $bytes:literal) => {
+        const _: () = assert!(size_of::<$cell>() == $bytes);
+    };
+}
+
+/// Names of the maps: the statics in lb-ebpf's `maps.rs`, the pins, and what `bpftool` shows.
+pub mod names {
+    /// See [`super::FrontendKey`].
+    pub const FRONTENDS: &str = "FRONTENDS";
+    /// See [`super::Service`].
+    pub const SERVICES: &str = "SERVICES";
+    /// See [`super::Slot`].
+    pub const SLOTS: &str = "SLOTS";
+    /// See [`super::Backend`].
+    pub const BACKENDS: &str = "BACKENDS";
+    /// See [`super::Name`].
+    pub const NAMES: &str = "NAMES";
+    /// See [`super::ZoneName`].
+    pub const ZONES: &str = "ZONES";
+    /// See [`super::ServiceCidr`].
+    pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
+    /// See [`super::Socket`].
+    pub const SOCKETS: &str = "SOCKETS";
+    /// See [`crate::reason::Reason`].
+    pub const COUNTERS: &str = "COUNTERS";
+    /// See [`super::Status`].
+    pub const STATUS: &str = "STATUS";
+    /// All of them, in the order of the documentation.
+    pub const ALL: [&str; 10] = [
+        FRONTENDS,
+        SERVICES,
+        SLOTS,
+        BACKENDS,
+        NAMES,
+        ZONES,
+        SERVICE_CIDRS,
+        SOCKETS,
+        COUNTERS,
+        STATUS,
+    ];
+}
+
+/// Entries of `FRONTENDS`. Not preallocated: an unused entry costs one hash bucket (16 bytes). When
+/// full, the Services that no longer fit are left out and reported; the others are served.
+pub const FRONTENDS_MAX: u32 = 1 << 20;
+
+/// The least number of cells of an array: small enough for a dump, which prints every empty cell.
+pub const CELLS_MIN: u32 = 256;
+
+/// Cells of `ZONES`: ids are 16 bits and id 0 means "unknown".
+pub const ZONES_MAX: u32 = 256;
+
+/// Ranges of one family in `SERVICE_CIDRS`. Further ranges are reported and not held.
+pub const SERVICE_CIDRS_PER_FAMILY: u32 = 4;
+
+/// Cells of `SERVICE_CIDRS`: IPv4 from 0, IPv6 from [`SERVICE_CIDRS_PER_FAMILY`].
+pub const SERVICE_CIDRS_MAX: u32 = 2 * SERVICE_CIDRS_PER_FAMILY;
+
+/// Backends in one list: `Ring::len` is 16 bits. A longer list is cut, and reported.
+pub const RING_LEN_MAX: usize = u16::MAX as usize;
+
+/// Peers one socket remembers. A fifth Service on one unconnected UDP socket replaces the oldest, and
+/// is counted.
+pub const PEERS_MAX: usize = 4;
+
+/// The number by which everything about one Service port of one family is found. Given out by the
+/// agent; not reused before a grace period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceIndex(pub u32);
+
+/// A cell of `BACKENDS`. Given out by the agent; reused after a grace period with another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendIndex(pub u32);
+
+/// A cell of `ZONES`. 0: the zone is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ZoneId(pub u16);
+
+/// What kind of address a frontend is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// `spec.clusterIPs`.
+    ClusterIp = 1,
+    /// A `nodePort` at this node's addresses.
+    NodePort = 2,
+    /// `status.loadBalancer.ingress` with ipMode VIP.
+    LoadBalancer = 3,
+    /// `spec.externalIPs`.
+    ExternalIp = 4,
+}
+
+impl Kind {
+    /// From the number in a cell; `None` for what this schema does not define.
+    #[must_use]
+    pub const fn from_cell(kind: u8) -> Option<Self> {
+        match kind {
+            1 => Some(Self::ClusterIp),
+            2 => Some(Self::NodePort),
+            3 => Some(Self::LoadBalancer),
+            4 => Some(Self::ExternalIp),
+            _ => None,
+        }
+    }
+}
+
+/// Key of `FRONTENDS` (hash): an address, port and protocol that clients use.
+///
+/// Port 0 with [`Proto::ANY`] marks a ClusterIP itself: the address is a Service's, a port that has no
+/// entry of its own is not. Writer: agent. Readers: all hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct FrontendKey {
+    /// What the client asks for.
+    pub addr: Addr,
+    /// Host order.
+    pub port: u16,
+    /// `IPPROTO_*`.
+    pub proto: u8,
+    /// Zero.
+    pub pad: u8,
+}
+
+assert_size!(FrontendKey, 20);
+
+impl FrontendKey {
+    /// The key of a Service port at an address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(addr: Addr, port: Port, proto: Proto) -> Self {
+        Self {
+            addr,
+            port: port.0,
+            proto: proto.0,
+            pad: 0,
+        }
+    }
+
+    /// The key that marks the address itself.
+    #[inline(always)]
+    #[must_use]
+    pub const fn address(addr: Addr) -> Self {
+        Self::new(addr, Port(0), Proto::ANY)
+    }
+
+    /// Whether this key marks an address and is no Service port.
+    #[must_use]
+    pub const fn is_address(&self) -> bool {
+        self.port == 0 && self.proto == Proto::ANY.0
+    }
+}
+
+/// Value of `FRONTENDS`. Replaced as a whole, which the kernel does atomically.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct Frontend {
+    /// Index into `SERVICES` and `NAMES`. Of an address mark: the lowest of the Service's ports.
+    pub service: u32,
+    /// [`Kind`].
+    pub kind: u8,
+    /// [`Frontend::LOCAL`].
+    pub flags: u8,
+    /// Zero.
+    pub pad: u16,
+}
+
+assert_size!(Frontend, 8);
+
+impl Frontend {
+    /// Flag: the traffic policy of this kind of address is `Local`. It holds for everybody at a
+    /// ClusterIP, and for clients outside the node at the other kinds.
+    pub const LOCAL: u8 = 1;
+
+    /// A frontend of `service`.
+    #[must_use]
+    pub const fn new(service: ServiceIndex, kind: Kind, local: bool) -> Self {
+        let flags = if local { Self::LOCAL } else { 0 };
+        Self {
+            service: service.0,
+            kind: kind as u8,
+            flags,
+            pad: 0,
+        }
+    }
+
+    /// Index into `SERVICES`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn service(&self) -> ServiceIndex {
+        ServiceIndex(self.service)
+    }
+}
+
+/// The publication word: one list of backends, how to choose among them, and the answer when there is
+/// none. The agent stores it and the kernel loads it as one aligned 64-bit word, so a reader has wholly
+/// the old or wholly the new list.
+///
+/// All zeros means that the Service port never uses this list.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct Ring {
+    /// First cell in `SLOTS`.
+    pub base: u32,
+    /// Number of cells.
+    pub len: u16,
+    /// [`Ring::RANDOM`].
+    pub algorithm: u8,
+    /// [`Ring::UNUSED`], [`Ring::REJECT`] or [`Ring::DROP`].
+    pub on_empty: u8,
+}
+
+assert_size!(Ring, 8);
+
+impl Ring {
+    /// Algorithm: a uniformly random slot.
+    pub const RANDOM: u8 = 0;
+    /// On empty: the Service port never asks for this list.
+    pub const UNUSED: u8 = 0;
+    /// On empty: refuse, as there is no endpoint anywhere.
+    pub const REJECT: u8 = 1;
+    /// On empty: drop, as endpoints exist and the policy allows none of them here.
+    pub const DROP: u8 = 2;
+
+    /// The ring as it was published.
+    #[inline(always)]
+    #[must_use]
+    pub fn from_word(word: u64) -> Self {
+        bytemuck::cast(word)
+    }
+
+    /// The word to publish.
+    #[must_use]
+    pub fn word(self) -> u64 {
+        bytemuck::cast(self)
+    }
+
+    /// The slot that a 32-bit random number stands for: multiply and shift, since a division costs
+    /// more and a remainder favours low slots. Meaningless for an empty ring.
+    #[inline(always)]
+    #[must_use]
+    pub fn slot(self, random: u32) -> u32 {
+        let offset = ((u64::from(random) * u64::from(self.len)) >> 32) as u32;
+        self.base.wrapping_add(offset)
+    }
+}
+
+impl fmt::Debug for Ring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let answer = match self.on_empty {
+            Self::UNUSED => "unused",
+            Self::REJECT => "reject",
+            Self::DROP => "drop",
+            _ => "?",
+        };
+        write!(f, "{}+{} {answer}", self.base, self.len)
+    }
+}
+
+/// Cell of `SERVICES` (array, mmap), by [`ServiceIndex`]. Writer: agent, word by word. Readers: all
+/// hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Service {
+    /// The list for traffic policy `Cluster`.
+    pub cluster: Ring,
+    /// The list for traffic policy `Local`.
+    pub local: Ring,
+    /// `sessionAffinityConfig.clientIP.timeoutSeconds`; 0: no affinity.
+    pub affinity_secs: u32,
+    /// [`Service::INTERNAL_LOCAL`], [`Service::EXTERNAL_LOCAL`].
+    pub flags: u32,
+}
+
+assert_size!(Service, 24);
+
+impl Service {
+    /// Flag: `internalTrafficPolicy: Local`.
+    pub const INTERNAL_LOCAL: u32 = 1;
+    /// Flag: `externalTrafficPolicy: Local`, and the Service has an external address.
+    pub const EXTERNAL_LOCAL: u32 = 2;
+
+    /// The ring of a list.
+    #[must_use]
+    pub const fn ring(&self, list: List) -> Ring {
+        match list {
+            List::Cluster => self.cluster,
+            List::Local => self.local,
+        }
+    }
+}
+
+/// The two lists of a Service port (contract §4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum List {
+    /// For traffic policy `Cluster`, and for clients on this node at external addresses.
+    Cluster,
+    /// For traffic policy `Local`: endpoints on this node.
+    Local,
+}
+
+impl List {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Cluster, Self::Local];
+}
+
+/// Cell of `SLOTS` (array, mmap): one place in a ring. Writer: agent, only while no ring covers the
+/// cell. Readers: all hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct Slot {
+    /// Index into `BACKENDS`.
+    pub backend: u32,
+    /// The [`ServiceIndex`] that this slot belongs to.
+    pub service: u32,
+}
+
+assert_size!(Slot, 8);
+
+/// Where a backend is, seen from this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Locality {
+    /// The endpoint, or this node, has no zone.
+    Unknown = 0,
+    /// On this node.
+    Node = 1,
+    /// On another node of this node's zone.
+    Zone = 2,
+    /// In another zone: this traffic is what clouds bill.
+    Other = 3,
+}
+
+impl Locality {
+    /// From the number in a cell.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_cell(locality: u8) -> Self {
+        match locality {
+            1 => Self::Node,
+            2 => Self::Zone,
+            3 => Self::Other,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// In which lists a backend is, and which use of the cell this is: the one word of a live backend cell
+/// that changes, stored and loaded as 64 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct Membership {
+    /// [`Membership::CLUSTER`] | [`Membership::LOCAL`] | [`Membership::SERVING`]; 0: the cell is free.
+    pub lists: u32,
+    /// Counts the uses of this cell. A socket's memory holds only while it is equal.
+    pub generation: u32,
+}
+
+assert_size!(Membership, 8);
+
+impl Membership {
+    /// In the cluster list.
+    pub const CLUSTER: u32 = 1;
+    /// In the local list.
+    pub const LOCAL: u32 = 2;
+    /// Ready or serving: established flows may stay, whatever lists it is in.
+    pub const SERVING: u32 = 4;
+
+    /// The word to store.
+    #[must_use]
+    pub fn word(self) -> u64 {
+        bytemuck::cast(self)
+    }
+}
+
+/// Cell of `BACKENDS` (array, mmap), by [`BackendIndex`]: one endpoint of one Service port. Writer:
+/// agent, while the membership is 0; later only the membership word. Readers: all hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Backend {
+    /// The endpoint's address.
+    pub addr: Addr,
+    /// The owning [`ServiceIndex`].
+    pub service: u32,
+    /// Host order.
+    pub port: u16,
+    /// The endpoint's [`ZoneId`].
+    pub zone: u16,
+    /// `IPPROTO_*`.
+    pub proto: u8,
+    /// [`Locality`].
+    pub locality: u8,
+    /// Zero.
+    pub pad: [u8; 6],
+    /// Which lists it is in.
+    pub membership: Membership,
+}
+
+assert_size!(Backend, 40);
+
+impl Backend {
+    /// Whether the endpoint may keep flows it has.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_serving(&self) -> bool {
+        self.membership.lists & Membership::SERVING != 0
+    }
+}
+
+/// Cell of `NAMES` (array, mmap), by [`ServiceIndex`]: whose cells these are. Writer and reader: agent,
+/// and people. The kernel never reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Name {
+    /// `namespace/name:port`, or `namespace/name` of an unnamed port; empty: the index is free.
+    pub text: Text<152>,
+    /// `IPPROTO_*`.
+    pub proto: u8,
+    /// 4 or 6.
+    pub family: u8,
+    /// Zero.
+    pub pad: [u8; 6],
+}
+
+assert_size!(Name, 160);
+
+/// Cell of `ZONES` (array, mmap), by [`ZoneId`]: the zone's label, at most 63 characters. Writer and
+/// reader: agent, and people. The kernel never reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct ZoneName {
+    /// `topology.kubernetes.io/zone`; empty: the id is free.
+    pub text: Text<64>,
+}
+
+assert_size!(ZoneName, 64);
+
+/// Cell of `SERVICE_CIDRS` (array, mmap): one range the cluster takes its ClusterIPs from, from
+/// ServiceCIDR objects. Filled from the front of each family's part; an unused cell ends it. Writer:
+/// agent. Readers: all hooks, on the miss path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct ServiceCidr {
+    /// The first address.
+    pub addr: Addr,
+    /// Ones where `addr` counts, as an address (`/112` ends in two zero bytes).
+    pub mask: Addr,
+    /// 1 if the cell holds a range. Set last, cleared first.
+    pub used: u64,
+}
+
+assert_size!(ServiceCidr, 40);
+
+impl ServiceCidr {
+    /// Whether the range holds this address.
+    #[inline(always)]
+    #[must_use]
+    pub fn contains(&self, addr: Addr) -> bool {
+        let (want, mask, have) = (self.addr.words(), self.mask.words(), addr.words());
+        (have[0] & mask[0]) == want[0]
+            && (have[1] & mask[1]) == want[1]
+            && (have[2] & mask[2]) == want[2]
+            && (have[3] & mask[3]) == want[3]
+    }
+}
+
+/// One Service a socket talks to, and the backend that was chosen for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Peer {
+    /// What the application asked for.
+    pub service_addr: Addr,
+    /// What it got. Kept here, so that replies are recognised after the cell was reused.
+    pub backend_addr: Addr,
+    /// Host order.
+    pub service_port: u16,
+    /// Host order.
+    pub backend_port: u16,
+    /// Index into `SERVICES`.
+    pub service: u32,
+    /// Index into `BACKENDS`.
+    pub backend: u32,
+    /// The generation of that cell when it was chosen.
+    pub generation: u32,
+}
+
+assert_size!(Peer, 48);
+
+/// Value of `SOCKETS` (sk_storage): what one socket asked for. Dies with the socket. Writers: connect
+/// and sendmsg. Readers: sendmsg, recvmsg, getpeername. The layout only ever grows at the end.
+///
+/// Threads that send on one socket at once may overwrite each other's peer; a reply then shows the
+/// backend's own address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Socket {
+    /// In use where `backend_port` is not 0. A connected socket uses the first.
+    pub peers: [Peer; PEERS_MAX],
+    /// The peer that was used last: of two Services with one backend, the one asked for last answers.
+    pub last: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+assert_size!(Socket, 200);
+
+/// The cell of `STATUS` (array of one, mmap): what the agent says of itself. Kept in the kernel, so that
+/// `lb-agent status` can answer while no agent runs. Writer and reader: agent. Counts are since the
+/// agent's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Status {
+    /// Unix time, seconds.
+    pub started_secs: u64,
+    /// Unix time of the last sync that had nothing left to do, seconds; 0: none yet.
+    pub synced_secs: u64,
+    /// Syncs that programmed everything.
+    pub syncs: u64,
+    /// Syncs that could not.
+    pub sync_failures: u64,
+    /// Map operations of the first sync: 0 after a restart with unchanged objects.
+    pub first_sync_ops: u64,
+    /// Map operations of the last sync.
+    pub last_sync_ops: u64,
+    /// The agent's process id in its own pid namespace.
+    pub pid: u32,
+    /// Objects or files that are left out, or served as they last were good.
+    pub problems: u32,
+    /// Services that did not fit into a map and are served as they last were.
+    pub full: u32,
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The node this agent serves.
+    pub node: Text<256>,
+    /// Its zone; empty: none.
+    pub zone: Text<64>,
+    /// The last thing that went wrong; empty: nothing is wrong.
+    pub problem: Text<256>,
+}
+
+assert_size!(Status, 640);
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[test]
+    fn the_ring_word_has_its_fields_where_a_dump_shows_them() {
+        let ring = Ring {
+            base: 0x0102_0304,
+            len: 0x0506,
+            algorithm: 7,
+            on_empty: 8,
+        };
+
+        assert_eq!(ring.word().to_le_bytes(), [4, 3, 2, 1, 6, 5, 7, 8]);
+        assert_eq!(Ring::from_word(ring.word()), ring);
+    }
+
+    #[test]
+    fn every_slot_of_a_ring_is_reached_and_none_beyond() {
+        let ring = Ring {
+            base: 100,
+            len: 3,
+            algorithm: Ring::RANDOM,
+            on_empty: Ring::REJECT,
+        };
+
+        assert_eq!(ring.slot(0), 100);
+        assert_eq!(ring.slot(u32::MAX / 2), 101);
+        assert_eq!(ring.slot(u32::MAX), 102);
+    }
+
+    #[test]
+    fn a_range_holds_its_own_addresses_only() {
+        let cidr = ServiceCidr {
+            addr: IpAddr::from([10, 96, 0, 0]).into(),
+            mask: Addr {
+                bytes: [
+                    255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 240, 0, 0,
+                ],
+            },
+            used: 1,
+        };
+
+        assert!(cidr.contains(IpAddr::from([10, 111, 255, 255]).into()));
+        assert!(!cidr.contains(IpAddr::from([10, 112, 0, 0]).into()));
+        assert!(!cidr.contains(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]).into()));
+    }
+}
