@@ -3,6 +3,7 @@
 
 use core::{
     fmt,
+    hash::{Hash, Hasher},
     net::{IpAddr, Ipv6Addr, SocketAddr},
 };
 
@@ -12,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 ///
 /// Aligned to 4 because the kernel hands addresses over as 32-bit words and the BPF target copies
 /// byte by byte what is aligned to less.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Eq, PartialOrd, Ord, Pod, Zeroable)]
 #[repr(C, align(4))]
 pub struct Addr {
     /// Network order.
@@ -20,6 +21,9 @@ pub struct Addr {
 }
 
 const _: () = assert!(size_of::<Addr>() == 16);
+
+/// The third word of an IPv4-mapped address, as it lies in memory.
+const V4_PREFIX: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 impl Addr {
     /// From the four bytes of an IPv4 address.
@@ -29,6 +33,13 @@ impl Addr {
         Self {
             bytes: [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d],
         }
+    }
+
+    /// From the word of `user_ip4`, as it lies in memory.
+    #[inline(always)]
+    #[must_use]
+    pub fn from_v4_word(word: u32) -> Self {
+        Self::from_words([0, 0, V4_PREFIX, word])
     }
 
     /// From the four words of `user_ip6`, each as it lies in memory.
@@ -50,7 +61,22 @@ impl Addr {
     #[must_use]
     pub fn is_v4(self) -> bool {
         let [a, b, c, _] = self.words();
-        a == 0 && b == 0 && c == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+        a == 0 && b == 0 && c == V4_PREFIX
+    }
+}
+
+/// Word by word: the derived comparison goes byte by byte on the BPF target.
+impl PartialEq for Addr {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a, b, c, d], [e, f, g, h]) = (self.words(), other.words());
+        a == e && b == f && c == g && d == h
+    }
+}
+
+impl Hash for Addr {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.words().hash(state);
     }
 }
 

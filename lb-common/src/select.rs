@@ -18,7 +18,7 @@ pub trait Tables {
     fn ring(&self, service: ServiceIndex, list: List) -> Option<Ring>;
     /// Reads `SLOTS`.
     fn slot(&self, index: u32) -> Option<Slot>;
-    /// Reads `BACKENDS`, the membership at once and first.
+    /// Reads `BACKENDS`, the membership at once.
     fn backend(&self, index: BackendIndex) -> Option<Backend>;
     /// Whether a range of `SERVICE_CIDRS` holds the address.
     fn in_service_cidr(&self, addr: Addr) -> bool;
@@ -64,8 +64,10 @@ pub trait Draw {
     fn remembered(&self) -> Option<Remembered>;
 }
 
-/// Why a client is refused.
+/// Why a client is refused. (32 bits wide, as is [`DropReason`]: a byte that shares its place with an
+/// address makes the BPF target copy the address byte by byte.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum RejectReason {
     /// No usable endpoint anywhere.
     NoEndpoints,
@@ -75,6 +77,7 @@ pub enum RejectReason {
 
 /// Why a client gets no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum DropReason {
     /// Policy Local, and no endpoint on this node.
     NoLocalEndpoint,

@@ -521,6 +521,63 @@ pub struct Socket {
 
 assert_size!(Socket, 200);
 
+impl Socket {
+    /// The peer for what the application asks for.
+    #[inline(always)]
+    #[must_use]
+    pub fn find_service(&self, addr: Addr, port: Port) -> Option<usize> {
+        self.find(|peer| peer.service_addr == addr && peer.service_port == port.0)
+    }
+
+    /// The peer that an answer comes from; the one used last, if two Services share the backend.
+    #[inline(always)]
+    #[must_use]
+    pub fn find_backend(&self, addr: Addr, port: Port) -> Option<usize> {
+        let sent_to = |peer: &Peer| peer.backend_addr == addr && peer.backend_port == port.0;
+        let last = self.last as usize;
+        match self.peers.get(last) {
+            Some(peer) if sent_to(peer) => Some(last),
+            _ => self.find(sent_to),
+        }
+    }
+
+    /// Makes `peer` the socket's only one: what a connect does.
+    #[inline(always)]
+    pub fn connect(&mut self, peer: Peer) {
+        self.peers[0] = peer;
+        for at in 1..PEERS_MAX {
+            self.peers[at].backend_port = 0;
+        }
+        self.last = 0;
+    }
+
+    /// Remembers where a datagram went: in the place of the same Service, else in a free one, else in
+    /// the one after the last used. Returns whether another Service lost its place.
+    #[inline(always)]
+    pub fn remember(&mut self, peer: Peer) -> bool {
+        let known = self.find_service(peer.service_addr, Port(peer.service_port));
+        let place = known.or_else(|| self.find_free());
+        let at = place.unwrap_or((self.last as usize + 1) % PEERS_MAX);
+        if let Some(cell) = self.peers.get_mut(at) {
+            *cell = peer;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "below PEERS_MAX")]
+        let last = at as u32;
+        self.last = last;
+        place.is_none()
+    }
+
+    #[inline(always)]
+    fn find_free(&self) -> Option<usize> {
+        (0..PEERS_MAX).find(|at| self.peers[*at].backend_port == 0)
+    }
+
+    #[inline(always)]
+    fn find(&self, wanted: impl Fn(&Peer) -> bool) -> Option<usize> {
+        (0..PEERS_MAX).find(|at| self.peers[*at].backend_port != 0 && wanted(&self.peers[*at]))
+    }
+}
+
 /// The cell of `STATUS` (array of one, mmap): what the agent says of itself. Kept in the kernel, so that
 /// `lb-agent status` can answer while no agent runs. Writer and reader: agent. Counts are since the
 /// agent's start.

@@ -1,0 +1,172 @@
+//! Every map, and `Maps`, which reads them for `select`. Values are copied out: no reference into a map
+//! outlives the call that made it.
+#![expect(unsafe_code, reason = "map look-ups hand out pointers")]
+
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    mem::offset_of,
+    ptr,
+};
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    macros::btf_map,
+    programs::SockAddrContext,
+};
+use lb_common::{
+    addr::Addr,
+    reason::Reason,
+    select::Tables,
+    tables::{
+        Backend, BackendIndex, CELLS_MIN, FRONTENDS_MAX, Frontend, FrontendKey, List, Membership,
+        Name, Ring, SERVICE_CIDRS_MAX, SERVICE_CIDRS_PER_FAMILY, Service, ServiceCidr,
+        ServiceIndex, Slot, Socket, Status, ZONES_MAX, ZoneName,
+    },
+};
+
+const MMAP: usize = BPF_F_MMAPABLE as usize;
+const CELLS: usize = CELLS_MIN as usize;
+
+// Capacities are placeholders where the agent sets them from the cluster's size at load time.
+#[btf_map]
+static FRONTENDS: HashMap<
+    FrontendKey,
+    Frontend,
+    { FRONTENDS_MAX as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
+#[btf_map]
+static SERVICES: Array<Service, CELLS, MMAP> = Array::new();
+#[btf_map]
+static SLOTS: Array<Slot, CELLS, MMAP> = Array::new();
+#[btf_map]
+static BACKENDS: Array<Backend, CELLS, MMAP> = Array::new();
+#[btf_map]
+static NAMES: Array<Name, CELLS, MMAP> = Array::new();
+#[btf_map]
+static ZONES: Array<ZoneName, { ZONES_MAX as usize }, MMAP> = Array::new();
+#[btf_map]
+static SERVICE_CIDRS: Array<ServiceCidr, { SERVICE_CIDRS_MAX as usize }, MMAP> = Array::new();
+#[btf_map]
+static SOCKETS: SkStorage<Socket> = SkStorage::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { Reason::COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+static STATUS: Array<Status, 1, MMAP> = Array::new();
+
+/// Whether this kernel lets these hooks set the error that the caller sees (6.1). The agent probes and
+/// sets it at load time; the verifier then removes the branch that is not taken.
+#[unsafe(no_mangle)]
+static SET_RETVAL: Global<u8> = Global::new(0);
+
+/// A licence the kernel counts as GPL-compatible, so that all helpers are allowed. The sources are
+/// Apache-2.0; the object may be distributed under either licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// The maps, as `select` reads them.
+pub(crate) struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+        let value = FRONTENDS.get_ptr(key)?;
+        // SAFETY: the element is 8-byte aligned and this program runs in an RCU read section, so its
+        // memory stays mapped. One 64-bit load takes it whole, even while the agent replaces it.
+        let word = unsafe { ptr::read_volatile(value.cast::<u64>()) };
+        Some(bytemuck::cast(word))
+    }
+
+    #[inline(always)]
+    fn ring(&self, service: ServiceIndex, list: List) -> Option<Ring> {
+        let cell = SERVICES.get_ptr(service.0)?;
+        let offset = match list {
+            List::Cluster => offset_of!(Service, cluster),
+            List::Local => offset_of!(Service, local),
+        };
+        let word = cell.cast::<u64>().wrapping_byte_add(offset);
+        // SAFETY: points to a ring in a live array element, 8 bytes aligned to 8. Reading it as a struct
+        // compiles to several loads, between which the agent may publish.
+        let word = unsafe { ptr::read_volatile(word) };
+        Some(Ring::from_word(word))
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<Slot> {
+        SLOTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: BackendIndex) -> Option<Backend> {
+        let cell = BACKENDS.get_ptr(index.0)?;
+        // SAFETY: `cell` points into a live array element.
+        let membership = unsafe { &raw const (*cell).membership };
+        // SAFETY: a membership is 8 bytes aligned to 8, and read at once. A cell that it calls live is
+        // not rewritten before this program ends.
+        let word = unsafe { ptr::read_volatile(membership.cast::<u64>()) };
+        // SAFETY: as above; every bit pattern is a Backend.
+        let backend = unsafe { ptr::read(cell) };
+        Some(Backend {
+            membership: bytemuck::cast::<u64, Membership>(word),
+            ..backend
+        })
+    }
+
+    #[inline(always)]
+    fn in_service_cidr(&self, addr: Addr) -> bool {
+        let first = if addr.is_v4() {
+            0
+        } else {
+            SERVICE_CIDRS_PER_FAMILY
+        };
+        for offset in 0..SERVICE_CIDRS_PER_FAMILY {
+            match SERVICE_CIDRS.get(first + offset) {
+                Some(cidr) if cidr.used == 0 => return false,
+                Some(cidr) if cidr.contains(addr) => return true,
+                Some(_) => {}
+                None => return false,
+            }
+        }
+        false
+    }
+}
+
+impl Maps {
+    /// Adds one to a reason's counter.
+    #[inline(always)]
+    pub(crate) fn count(&self, reason: Reason) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+            // SAFETY: points to this CPU's live, aligned 64-bit cell. Atomic, as a cgroup program may
+            // be preempted by another on the same CPU. The result is unused: 5.10 has no fetch.
+            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+        }
+    }
+
+    /// Whether the programs may set the caller's error.
+    #[inline(always)]
+    pub(crate) fn can_set_retval(&self) -> bool {
+        SET_RETVAL.load() != 0
+    }
+
+    /// What the socket asked for so far.
+    #[inline(always)]
+    pub(crate) fn socket<'a>(&self, ctx: &'a SockAddrContext) -> Option<&'a Socket> {
+        // SAFETY: the kernel passes a live context, whose socket's storage lives as long as the call.
+        let value = unsafe { SOCKETS.get_ptr_mut(ctx) };
+        // SAFETY: null or a live Socket; other threads' writes may mix words, and every mix is a
+        // Socket.
+        unsafe { value.as_ref() }
+    }
+
+    /// The same, to be changed; made on first use. `None`: no memory.
+    #[inline(always)]
+    pub(crate) fn socket_mut<'a>(&self, ctx: &'a mut SockAddrContext) -> Option<&'a mut Socket> {
+        // SAFETY: as in `socket`; a new value is zeroed by the kernel.
+        let value = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None) };
+        // SAFETY: as in `socket`; this program has no other reference to it.
+        unsafe { value.as_mut() }
+    }
+}

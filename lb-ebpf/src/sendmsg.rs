@@ -1,0 +1,87 @@
+//! cgroup sendmsg4 and sendmsg6: unconnected UDP on its way out, where each datagram names its
+//! destination. The next datagram to the same Service goes to the same backend, as it would by
+//! conntrack; one socket may talk to several Services, as resolvers do. A v4-mapped destination arrives
+//! at sendmsg4.
+#![forbid(unsafe_code)]
+
+use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
+use lb_common::{
+    addr::Port,
+    reason::Reason,
+    select::{Draw, Flow, Forward, Remembered, select},
+    tables::BackendIndex,
+};
+
+use crate::{
+    connect::peer,
+    maps::Maps,
+    sock::{Family, SockAddr, V4, V6, random},
+    verdict::{Outcome, Refusal, finish, outcome},
+};
+
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn nh_sendmsg4(ctx: SockAddrContext) -> i32 {
+    run(SockAddr::<V4>::new(ctx))
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn nh_sendmsg6(ctx: SockAddrContext) -> i32 {
+    run(SockAddr::<V6>::new(ctx))
+}
+
+#[inline(always)]
+fn run<F: Family>(mut sock: SockAddr<F>) -> i32 {
+    let outcome = sendmsg(&mut sock);
+    finish(&mut sock, outcome, Refusal::Deny)
+}
+
+#[inline(always)]
+fn sendmsg<F: Family>(sock: &mut SockAddr<F>) -> Outcome {
+    let Some(flow) = sock.flow() else {
+        return Outcome::Pass(Reason::PassProtocol);
+    };
+    let decision = select(&Maps, &flow, &NextDatagram { sock, flow: &flow });
+    outcome(&decision, |chosen| {
+        remember(sock, &flow, chosen);
+        sock.rewrite(chosen.backend.addr, Port(chosen.backend.port));
+    })
+}
+
+/// For recvmsg, and for the next datagram.
+#[inline(always)]
+fn remember<F: Family>(sock: &mut SockAddr<F>, flow: &Flow, chosen: &Forward) {
+    match sock.memory_mut() {
+        Some(socket) => {
+            if socket.remember(peer(flow, chosen)) {
+                Maps.count(Reason::PeerEvicted);
+            }
+        }
+        None => Maps.count(Reason::PeerLost),
+    }
+}
+
+/// A datagram belongs to the flow of those before it. The socket is asked only once the destination is
+/// known to be a Service.
+struct NextDatagram<'a, F> {
+    sock: &'a SockAddr<F>,
+    flow: &'a Flow,
+}
+
+impl<F: Family> Draw for NextDatagram<'_, F> {
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        random()
+    }
+
+    #[inline(always)]
+    fn remembered(&self) -> Option<Remembered> {
+        let socket = self.sock.memory()?;
+        let peer = socket
+            .peers
+            .get(socket.find_service(self.flow.addr, self.flow.port)?)?;
+        Some(Remembered {
+            backend: BackendIndex(peer.backend),
+            generation: peer.generation,
+        })
+    }
+}
