@@ -1,1 +1,7 @@
-//! The agent.
+//! The agent as a library, in reading order: objects come from a source, become a model, the model
+//! becomes desired tables, the difference to what is programmed becomes map operations, and the
+//! datapath carries them out.
+
+pub mod tables;
+
+pub mod datapath;

@@ -1,0 +1,10 @@
+//! From what the cluster wants to what the maps hold. Pure: no clock, no file, no kernel.
+//!
+//! [`build`] says what one Service port wants, [`diff`] orders the operations that get there from what
+//! is [`programmed`], and [`set`] is the maps as a plain value, for tests and for reading them back.
+
+pub mod op;
+pub mod set;
+
+pub use op::Op;
+pub use set::TableSet;
