@@ -1,0 +1,434 @@
+//! Which endpoints of a Service port this node uses, and why: kube-proxy's rules, one function each.
+//!
+//! A list is never computed apart from its reasons: an endpoint is in a list exactly if its [`Why`]
+//! for that list says so, so what an operator reads is what the kernel does.
+
+use std::{collections::BTreeSet, fmt};
+
+use lb_common::addr::{Addr, Port};
+
+use crate::model::endpoint::{Endpoint, EndpointAddr, Merged};
+
+/// The node for which we choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Viewer<'a> {
+    pub node: &'a str,
+    /// `None` when the node has no zone label, or is not known.
+    pub zone: Option<&'a str>,
+}
+
+/// Which of its two lists a Service port ever uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uses {
+    pub cluster: bool,
+    pub local: bool,
+}
+
+/// One of the two backend lists of a Service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum List {
+    /// Endpoints anywhere, narrowed by topology hints.
+    Cluster,
+    /// Endpoints on this node only, whatever the hints say.
+    Local,
+}
+
+/// The outcome for one Service port and family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    pub uses: Uses,
+    /// Some endpoint of the cluster could serve, though perhaps none that this node may use. Without
+    /// any, connections are refused; with some, they are dropped so that clients try elsewhere.
+    pub has_any: bool,
+    pub topology: Topology,
+    /// Every endpoint, used or not, in the order of their addresses.
+    pub endpoints: Vec<Chosen>,
+}
+
+impl Choice {
+    /// The members of a list in the order of their addresses; `None` if the port never uses it.
+    #[must_use]
+    pub fn list(&self, list: List) -> Option<Vec<&Chosen>> {
+        let used = match list {
+            List::Cluster => self.uses.cluster,
+            List::Local => self.uses.local,
+        };
+        used.then(|| self.members(list).collect())
+    }
+
+    fn members(&self, list: List) -> impl Iterator<Item = &Chosen> {
+        self.endpoints
+            .iter()
+            .filter(move |endpoint| endpoint.is_in(list))
+    }
+
+    #[must_use]
+    pub fn is_empty(&self, list: List) -> bool {
+        self.members(list).next().is_none()
+    }
+}
+
+/// One endpoint and its place in the lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    pub at: EndpointAddr,
+    /// Where it is, for figures; never what decided.
+    pub zone: Option<String>,
+    /// On this node.
+    pub is_local: bool,
+    /// Ready or draining: able to take connections if the lists ask for it.
+    pub usable: bool,
+    pub reason: Reason,
+}
+
+impl Chosen {
+    #[must_use]
+    pub fn addr(&self) -> Addr {
+        self.at.addr
+    }
+
+    #[must_use]
+    pub fn port(&self) -> Port {
+        self.at.port
+    }
+
+    #[must_use]
+    pub fn is_in(&self, list: List) -> bool {
+        let why = match list {
+            List::Cluster => &self.reason.cluster,
+            List::Local => &self.reason.local,
+        };
+        why.as_ref().is_some_and(Why::is_used)
+    }
+}
+
+/// Choose. `endpoints` are all of this Service port and family.
+#[must_use]
+pub fn choose(endpoints: &Merged<'_>, viewer: Viewer<'_>, uses: Uses) -> Choice {
+    let topology = topology(endpoints, viewer);
+    let cluster = ClusterRule {
+        topology: &topology,
+        viewer,
+        any_ready: endpoints.values().any(|endpoint| endpoint.ready),
+    };
+    let local = LocalRule {
+        node: viewer.node,
+        any_ready: endpoints
+            .values()
+            .any(|e| e.ready && is_local(e, viewer.node)),
+    };
+    let chosen = endpoints
+        .iter()
+        .map(|(at, endpoint)| Chosen {
+            at: *at,
+            zone: endpoint.zone.clone(),
+            is_local: is_local(endpoint, viewer.node),
+            usable: is_usable(endpoint),
+            reason: Reason {
+                cluster: uses.cluster.then(|| cluster.judge(endpoint)),
+                local: uses.local.then(|| local.judge(endpoint)),
+            },
+        })
+        .collect();
+    Choice {
+        uses,
+        has_any: endpoints.values().any(|endpoint| is_usable(endpoint)),
+        topology,
+        endpoints: chosen,
+    }
+}
+
+/// Ready is asked alone: serving and terminating do not matter for a ready endpoint.
+fn is_usable(endpoint: &Endpoint) -> bool {
+    endpoint.ready || endpoint.is_draining()
+}
+
+/// An endpoint without a node name is on no node.
+fn is_local(endpoint: &Endpoint, node: &str) -> bool {
+    !node.is_empty() && endpoint.node.as_deref() == Some(node)
+}
+
+/// How hints narrow the cluster list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// No ready endpoint has a hint.
+    Unhinted,
+    /// Only the endpoints hinted for this node.
+    SameNode,
+    /// Only the endpoints hinted for this zone.
+    SameZone(String),
+    /// There are hints, and they cannot be followed.
+    Ignored(Ignored),
+}
+
+/// Why hints are not followed. One reason suffices to ignore all of them, so the first is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ignored {
+    NoZone,
+    ZoneUnhinted(EndpointAddr),
+    ZoneUncovered(String),
+    NodeUnhinted(EndpointAddr),
+    NodeUncovered,
+}
+
+/// Node hints first, then zone hints. Only ready endpoints have a say: one that is unready or
+/// draining neither vetoes the hints nor counts as an endpoint for this place.
+fn topology(endpoints: &Merged<'_>, viewer: Viewer<'_>) -> Topology {
+    let ready = || endpoints.iter().filter(|(_, endpoint)| endpoint.ready);
+    let by_node = follow(
+        ready().map(|(at, endpoint)| (*at, &endpoint.for_nodes)),
+        Some(viewer.node),
+    );
+    let by_zone = follow(
+        ready().map(|(at, endpoint)| (*at, &endpoint.for_zones)),
+        viewer.zone,
+    );
+
+    match (by_node, by_zone) {
+        (Hints::Covered, _) => Topology::SameNode,
+        (_, Hints::Covered) => Topology::SameZone(viewer.zone.unwrap_or_default().to_owned()),
+        (_, Hints::NoPlace) => Topology::Ignored(Ignored::NoZone),
+        (_, Hints::Missing(at)) => Topology::Ignored(Ignored::ZoneUnhinted(at)),
+        (_, Hints::Uncovered) => Topology::Ignored(Ignored::ZoneUncovered(
+            viewer.zone.unwrap_or_default().to_owned(),
+        )),
+        (Hints::Missing(at), Hints::None) => Topology::Ignored(Ignored::NodeUnhinted(at)),
+        (Hints::Uncovered | Hints::NoPlace, Hints::None) => {
+            Topology::Ignored(Ignored::NodeUncovered)
+        }
+        (Hints::None, Hints::None) => Topology::Unhinted,
+    }
+}
+
+enum Hints {
+    /// Nobody has one.
+    None,
+    /// Some have one, and this endpoint does not.
+    Missing(EndpointAddr),
+    /// All have one, and this node has no such place to compare with.
+    NoPlace,
+    /// All have one, and none is for here.
+    Uncovered,
+    /// All have one, and at least one is for here.
+    Covered,
+}
+
+/// What one kind of hint says about `here`.
+fn follow<'a>(
+    hints: impl Iterator<Item = (EndpointAddr, &'a BTreeSet<String>)> + Clone,
+    here: Option<&str>,
+) -> Hints {
+    if hints.clone().all(|(_, places)| places.is_empty()) {
+        return Hints::None;
+    }
+    let Some(here) = here else {
+        return Hints::NoPlace;
+    };
+    if let Some((at, _)) = hints.clone().find(|(_, places)| places.is_empty()) {
+        return Hints::Missing(at);
+    }
+    if hints.clone().any(|(_, places)| places.contains(here)) {
+        return Hints::Covered;
+    }
+    Hints::Uncovered
+}
+
+/// Membership of the cluster list.
+struct ClusterRule<'a> {
+    topology: &'a Topology,
+    viewer: Viewer<'a>,
+    any_ready: bool,
+}
+
+impl ClusterRule<'_> {
+    fn judge(&self, endpoint: &Endpoint) -> Why {
+        if endpoint.ready {
+            return self.by_hints(endpoint);
+        }
+        // With something ready the filtered list is not empty either: hints are followed only if a
+        // ready endpoint is hinted for here. So this is the only case of the draining fallback.
+        if endpoint.is_draining() && !self.any_ready {
+            return Why::DrainingFallback(List::Cluster);
+        }
+        unusable(endpoint, List::Cluster)
+    }
+
+    fn by_hints(&self, endpoint: &Endpoint) -> Why {
+        match self.topology {
+            Topology::Unhinted => Why::Ready,
+            Topology::Ignored(ignored) => Why::ReadyHintsIgnored(ignored.clone()),
+            Topology::SameNode if endpoint.for_nodes.contains(self.viewer.node) => {
+                Why::HintedForNode
+            }
+            Topology::SameNode => Why::OtherNodes(endpoint.for_nodes.clone()),
+            Topology::SameZone(zone) if endpoint.for_zones.contains(zone) => {
+                Why::HintedForZone(zone.clone())
+            }
+            Topology::SameZone(zone) => Why::OtherZones {
+                hinted: endpoint.for_zones.clone(),
+                here: zone.clone(),
+            },
+        }
+    }
+}
+
+/// Membership of the local list. Hints never narrow it, and it falls back to draining endpoints of
+/// this node even while others are ready elsewhere.
+struct LocalRule<'a> {
+    node: &'a str,
+    any_ready: bool,
+}
+
+impl LocalRule<'_> {
+    fn judge(&self, endpoint: &Endpoint) -> Why {
+        if !is_local(endpoint, self.node) {
+            return Why::NotOnThisNode;
+        }
+        if endpoint.ready {
+            return Why::ReadyHere;
+        }
+        if endpoint.is_draining() && !self.any_ready {
+            return Why::DrainingFallback(List::Local);
+        }
+        unusable(endpoint, List::Local)
+    }
+}
+
+fn unusable(endpoint: &Endpoint, list: List) -> Why {
+    if endpoint.is_draining() {
+        Why::Draining(list)
+    } else if endpoint.terminating {
+        Why::Terminated
+    } else {
+        Why::NotReady
+    }
+}
+
+/// Why an endpoint is in a list, or is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Why {
+    Ready,
+    ReadyHintsIgnored(Ignored),
+    ReadyHere,
+    HintedForNode,
+    HintedForZone(String),
+    DrainingFallback(List),
+    OtherNodes(BTreeSet<String>),
+    OtherZones {
+        hinted: BTreeSet<String>,
+        here: String,
+    },
+    NotOnThisNode,
+    NotReady,
+    Draining(List),
+    Terminated,
+}
+
+impl Why {
+    #[must_use]
+    pub fn is_used(&self) -> bool {
+        match self {
+            Self::Ready
+            | Self::ReadyHintsIgnored(_)
+            | Self::ReadyHere
+            | Self::HintedForNode
+            | Self::HintedForZone(_)
+            | Self::DrainingFallback(_) => true,
+            Self::OtherNodes(_)
+            | Self::OtherZones { .. }
+            | Self::NotOnThisNode
+            | Self::NotReady
+            | Self::Draining(_)
+            | Self::Terminated => false,
+        }
+    }
+}
+
+/// The two lists' answers for one endpoint; `None` for a list that the port never uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    pub cluster: Option<Why>,
+    pub local: Option<Why>,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.cluster, &self.local) {
+            (Some(cluster), Some(local)) if cluster == local => cluster.fmt(f),
+            (Some(cluster), Some(local)) => write!(f, "cluster: {cluster}; local: {local}"),
+            (Some(only), None) | (None, Some(only)) => only.fmt(f),
+            (None, None) => f.write_str("not used: the Service port uses no list"),
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready => f.write_str("ready"),
+            Self::ReadyHintsIgnored(why) => write!(f, "ready, {why}"),
+            Self::ReadyHere => f.write_str("ready on this node"),
+            Self::HintedForNode => f.write_str("ready, hinted for this node"),
+            Self::HintedForZone(zone) => write!(f, "ready, hinted for zone {zone}"),
+            Self::DrainingFallback(List::Cluster) => {
+                f.write_str("draining fallback: nothing is ready")
+            }
+            Self::DrainingFallback(List::Local) => {
+                f.write_str("draining fallback: nothing is ready on this node")
+            }
+            Self::OtherNodes(hinted) => {
+                write!(
+                    f,
+                    "not used: hinted for {}, not this node",
+                    places("node", hinted)
+                )
+            }
+            Self::OtherZones { hinted, here } => {
+                write!(
+                    f,
+                    "not used: hinted for {}, this node is in {here}",
+                    places("zone", hinted)
+                )
+            }
+            Self::NotOnThisNode => f.write_str("not used: not on this node"),
+            Self::NotReady => f.write_str("not used: not ready"),
+            Self::Draining(List::Cluster) => {
+                f.write_str("not used: draining, and others are ready")
+            }
+            Self::Draining(List::Local) => {
+                f.write_str("not used: draining, and others on this node are ready")
+            }
+            Self::Terminated => f.write_str("not used: terminating and not serving"),
+        }
+    }
+}
+
+impl fmt::Display for Ignored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoZone => f.write_str("zone hints ignored: this node has no zone"),
+            Self::ZoneUnhinted(at) => write!(f, "zone hints ignored: {at} has none"),
+            Self::ZoneUncovered(zone) => {
+                write!(
+                    f,
+                    "zone hints ignored: no ready endpoint is hinted for zone {zone}"
+                )
+            }
+            Self::NodeUnhinted(at) => write!(f, "node hints ignored: {at} has none"),
+            Self::NodeUncovered => {
+                f.write_str("node hints ignored: no ready endpoint is hinted for this node")
+            }
+        }
+    }
+}
+
+/// `zone a`, or `zones a, b`.
+fn places(what: &str, names: &BTreeSet<String>) -> String {
+    let plural = if names.len() == 1 { "" } else { "s" };
+    let names = names
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    format!("{what}{plural} {names}")
+}
