@@ -1,0 +1,25 @@
+//! Node → model: the zone label.
+
+use k8s_openapi::api::core::v1 as core;
+
+use crate::{
+    api::{Converted, LABEL_MAX, Rejected, Salvage, checked_key, fits, label},
+    model::object::{Kind, Node, Object},
+};
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// # Errors
+///
+/// The name is not one that a Node can have.
+pub fn convert(node: &core::Node) -> Result<Converted, Rejected> {
+    let mut salvage = Salvage::new(checked_key(Kind::Node, &node.metadata)?);
+    let zone = label(&node.metadata, ZONE).filter(|zone| !zone.is_empty());
+    let zone =
+        zone.and_then(|zone| salvage.keep(ZONE, fits("the label", zone, LABEL_MAX).map(|()| zone)));
+    let object = Object::Node(Node {
+        name: salvage.object.name.clone(),
+        zone: zone.map(str::to_owned),
+    });
+    Ok(salvage.into_converted(Some(object)))
+}
