@@ -2,6 +2,8 @@
 //! becomes desired tables, the difference to what is programmed becomes map operations, and the
 //! datapath carries them out.
 
+pub mod source;
+
 pub mod api;
 
 pub mod model;

@@ -1,0 +1,239 @@
+//! The text of one file → objects: YAML or JSON, several documents, lists within them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{
+    api::{self, Converted, Rejected},
+    model::{Object, ObjectKey, object::Kind},
+    source::Problem,
+};
+
+/// What one file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Contents {
+    pub objects: BTreeMap<ObjectKey, Object>,
+    /// Objects that are in the file and could not be used.
+    pub rejected: BTreeSet<ObjectKey>,
+    pub problems: Vec<Problem>,
+    /// How many documents were of kinds that nobody here reads.
+    pub ignored: usize,
+}
+
+/// Read the text of the file `name`; a name in `.json` means JSON, any other YAML.
+///
+/// # Errors
+///
+/// The text is not well-formed. An object that is wrong in a well-formed file costs only itself.
+pub fn parse(name: &str, text: &str) -> Result<Contents, Problem> {
+    let documents = if has_extension(name, "json") {
+        json(text)
+    } else {
+        yaml(text)
+    };
+    let documents = documents.map_err(|(line, what)| Problem {
+        place: name.to_owned(),
+        line,
+        what: format!("{what}; the file is not used until it is well-formed"),
+    })?;
+    let mut reader = Reader {
+        file: name,
+        contents: Contents::default(),
+    };
+    for (line, document) in documents {
+        reader.document(line, document);
+    }
+    Ok(reader.contents)
+}
+
+pub(super) fn has_extension(name: &str, extension: &str) -> bool {
+    name.rsplit_once('.')
+        .is_some_and(|(_, found)| found.eq_ignore_ascii_case(extension))
+}
+
+/// Documents, each with the line on which it begins; or the line and what is wrong there.
+type Documents = Result<Vec<(Option<u64>, Value)>, (Option<u64>, String)>;
+
+fn yaml(text: &str) -> Documents {
+    // The library's limits are for input from strangers; a List of a large cluster's objects goes
+    // beyond them. Depth stays limited, because the parser recurses.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: usize::MAX,
+            max_nodes: usize::MAX,
+            max_documents: usize::MAX,
+            max_total_scalar_bytes: usize::MAX,
+        },
+        with_snippet: false,
+    };
+    match serde_saphyr::from_multiple_with_options::<serde_saphyr::Spanned<Value>>(text, options) {
+        Ok(documents) => Ok(documents
+            .into_iter()
+            .map(|document| (Some(document.referenced.line()), document.value))
+            .collect()),
+        Err(error) => {
+            let line = error.location().map(|location| location.line());
+            Err((line, error.without_snippet().to_string()))
+        }
+    }
+}
+
+fn json(text: &str) -> Documents {
+    let stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+    stream
+        .map(|document| match document {
+            Ok(document) => Ok((None, document)),
+            Err(error) => Err((u64::try_from(error.line()).ok(), error.to_string())),
+        })
+        .collect()
+}
+
+/// Sorts documents into what they are.
+struct Reader<'a> {
+    file: &'a str,
+    contents: Contents,
+}
+
+impl Reader<'_> {
+    /// One document: an object, or a list of them.
+    fn document(&mut self, line: Option<u64>, mut document: Value) {
+        if document.is_null() {
+            return;
+        }
+        let Some((version, kind)) = version_and_kind(&document) else {
+            let what = "a document without apiVersion and kind is no Kubernetes object; add them";
+            return self.problem(line, what.to_owned());
+        };
+        match (
+            kind.strip_suffix("List"),
+            document.get_mut("items").map(Value::take),
+        ) {
+            (Some(of), Some(Value::Array(items))) => self.items(line, items, &version, of),
+            _ => self.object(line, document, &version, &kind),
+        }
+    }
+
+    /// The items of a `List`, which say what they are, or of a `ServiceList`, which need not.
+    fn items(&mut self, line: Option<u64>, items: Vec<Value>, version: &str, of: &str) {
+        for mut item in items {
+            if let (Value::Object(fields), false) = (&mut item, of.is_empty()) {
+                fields.entry("apiVersion").or_insert_with(|| version.into());
+                fields.entry("kind").or_insert_with(|| of.into());
+            }
+            self.document(line, item);
+        }
+    }
+
+    fn object(&mut self, line: Option<u64>, document: Value, version: &str, kind: &str) {
+        match (version, kind) {
+            ("v1", "Service") => self.typed(line, document, Kind::Service, api::service::convert),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                self.typed(
+                    line,
+                    document,
+                    Kind::EndpointSlice,
+                    api::endpoint_slice::convert,
+                );
+            }
+            ("v1", "Node") => self.typed(line, document, Kind::Node, api::node::convert),
+            ("networking.k8s.io/v1", "ServiceCIDR") => {
+                self.typed(
+                    line,
+                    document,
+                    Kind::ServiceCidr,
+                    api::service_cidr::convert,
+                );
+            }
+            _ => match current_version(version, kind) {
+                Some(current) => self.problem(
+                    line,
+                    format!("{kind} of {version} is not read; write it as {current}"),
+                ),
+                None => self.contents.ignored += 1,
+            },
+        }
+    }
+
+    fn typed<T: DeserializeOwned>(
+        &mut self,
+        line: Option<u64>,
+        document: Value,
+        kind: Kind,
+        convert: impl Fn(&T) -> Result<Converted, Rejected>,
+    ) {
+        let key = api::key_of(kind, &metadata(&document));
+        let read = serde_path_to_error::deserialize(document).map_err(|error| Rejected {
+            object: key.clone(),
+            why: error.to_string(),
+        });
+        match read.and_then(|object| convert(&object)) {
+            Ok(converted) => self.converted(line, converted),
+            Err(rejected) => {
+                self.problem(
+                    line,
+                    format!("{rejected}; this object is not used until it is corrected"),
+                );
+                self.contents.rejected.insert(key);
+            }
+        }
+    }
+
+    fn converted(&mut self, line: Option<u64>, converted: Converted) {
+        for dropped in converted.dropped {
+            self.problem(line, dropped.to_string());
+        }
+        let Some(object) = converted.object else {
+            return;
+        };
+        let key = object.key();
+        if self.contents.objects.insert(key.clone(), object).is_some() {
+            self.problem(
+                line,
+                format!("{key} is given twice in this file; the later one counts"),
+            );
+        }
+    }
+
+    fn problem(&mut self, line: Option<u64>, what: String) {
+        self.contents.problems.push(Problem {
+            place: self.file.to_owned(),
+            line,
+            what,
+        });
+    }
+}
+
+fn version_and_kind(document: &Value) -> Option<(String, String)> {
+    let field = |name| document.get(name)?.as_str().map(str::to_owned);
+    Some((field("apiVersion")?, field("kind")?))
+}
+
+/// The version to use for a kind of ours that is given in another one.
+fn current_version(version: &str, kind: &str) -> Option<&'static str> {
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    match (group, kind) {
+        ("", "Service" | "Node") => Some("v1"),
+        ("discovery.k8s.io", "EndpointSlice") => Some("discovery.k8s.io/v1"),
+        ("networking.k8s.io", "ServiceCIDR") => Some("networking.k8s.io/v1"),
+        _ => None,
+    }
+}
+
+/// Name and namespace of an object that may otherwise be wrong.
+fn metadata(document: &Value) -> ObjectMeta {
+    let field = |name| {
+        document
+            .get("metadata")?
+            .get(name)?
+            .as_str()
+            .map(str::to_owned)
+    };
+    ObjectMeta {
+        name: field("name"),
+        namespace: field("namespace"),
+        ..ObjectMeta::default()
+    }
+}

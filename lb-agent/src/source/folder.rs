@@ -1,0 +1,148 @@
+//! What a folder's files say when taken together, and what changed in that: the fold behind `dir`,
+//! without any file system.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
+
+use crate::{
+    model::{Object, ObjectKey},
+    source::{Problem, document::Contents},
+};
+
+/// The last good contents of each file, by file name.
+#[derive(Debug, Default)]
+pub(super) struct Folder {
+    files: BTreeMap<String, File>,
+    /// Every object with the files that define it. The last file by name wins.
+    objects: BTreeMap<ObjectKey, BTreeMap<String, Object>>,
+    /// What each object was before the changes that nobody has taken yet. An object that moves from
+    /// one file to another is here once and, being equal afterwards, is no change.
+    before: BTreeMap<ObjectKey, Option<Object>>,
+    /// Objects that more than one file defines.
+    doubled: BTreeSet<ObjectKey>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    keys: BTreeSet<ObjectKey>,
+    /// What is wrong inside it.
+    problems: Vec<Problem>,
+    /// What is wrong with it as a whole: its last good objects stay.
+    broken: Option<Problem>,
+    was_good: bool,
+    ignored: usize,
+}
+
+impl Folder {
+    /// The file was read, or could not be.
+    pub(super) fn put(&mut self, name: &str, read: Result<Contents, Problem>) {
+        match read {
+            Ok(contents) => self.replace(name, contents),
+            Err(problem) => {
+                self.files.entry(name.to_owned()).or_default().broken = Some(problem);
+            }
+        }
+    }
+
+    /// The file is gone.
+    pub(super) fn remove(&mut self, name: &str) {
+        let file = self.files.remove(name).unwrap_or_default();
+        for key in file.keys {
+            self.set(name, key, None);
+        }
+    }
+
+    fn replace(&mut self, name: &str, contents: Contents) {
+        let old = self.files.remove(name).unwrap_or_default();
+        // An object that became unusable stays as it was last good.
+        let kept = old.keys.intersection(&contents.rejected).cloned();
+        let keys: BTreeSet<_> = contents.objects.keys().cloned().chain(kept).collect();
+        for key in old.keys.difference(&keys) {
+            self.set(name, key.clone(), None);
+        }
+        for (key, object) in contents.objects {
+            self.set(name, key, Some(object));
+        }
+        let file = File {
+            keys,
+            problems: contents.problems,
+            broken: None,
+            was_good: true,
+            ignored: contents.ignored,
+        };
+        self.files.insert(name.to_owned(), file);
+    }
+
+    fn set(&mut self, name: &str, key: ObjectKey, object: Option<Object>) {
+        let definitions = self.objects.entry(key.clone()).or_default();
+        let winner = definitions
+            .last_key_value()
+            .map(|(_, object)| object.clone());
+        self.before.entry(key.clone()).or_insert(winner);
+        match object {
+            Some(object) => definitions.insert(name.to_owned(), object),
+            None => definitions.remove(name),
+        };
+        match definitions.len() {
+            0 => drop(self.objects.remove(&key)),
+            1 => drop(self.doubled.remove(&key)),
+            _ => drop(self.doubled.insert(key)),
+        }
+    }
+
+    /// What changed since this was called last.
+    pub(super) fn take_changes(&mut self) -> (Vec<Object>, Vec<ObjectKey>) {
+        let (mut apply, mut delete) = (Vec::new(), Vec::new());
+        for (key, before) in mem::take(&mut self.before) {
+            let after = self.objects.get(&key).and_then(BTreeMap::last_key_value);
+            match after.map(|(_, object)| object) {
+                Some(object) if before.as_ref() != Some(object) => apply.push(object.clone()),
+                None if before.is_some() => delete.push(key),
+                Some(_) | None => {}
+            }
+        }
+        (apply, delete)
+    }
+
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.files.keys()
+    }
+
+    /// Whether each file was good at least once.
+    pub(super) fn is_complete(&self) -> bool {
+        self.files.values().all(|file| file.was_good)
+    }
+
+    pub(super) fn ignored(&self) -> usize {
+        self.files.values().map(|file| file.ignored).sum()
+    }
+
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let files = self.files.values();
+        let of_files = files.flat_map(|file| match &file.broken {
+            Some(broken) => std::slice::from_ref(broken),
+            None => &file.problems,
+        });
+        let doubled = self
+            .doubled
+            .iter()
+            .filter_map(|key| self.doubled_problem(key));
+        of_files.cloned().chain(doubled).collect()
+    }
+
+    fn doubled_problem(&self, key: &ObjectKey) -> Option<Problem> {
+        let mut files = self.objects.get(key)?.keys().rev();
+        let winner = files.next()?;
+        let others: Vec<_> = files.map(String::as_str).collect();
+        Some(Problem {
+            place: winner.clone(),
+            line: None,
+            what: format!(
+                "{key} is also in {}; the last file by name counts, remove the others",
+                others.join(", ")
+            ),
+        })
+    }
+}
