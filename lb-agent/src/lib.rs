@@ -11,3 +11,5 @@ pub mod model;
 pub mod tables;
 
 pub mod datapath;
+
+pub mod cli;

@@ -1,0 +1,136 @@
+//! `lb-agent plan`: what this node would program for a folder of objects, and why. Neither root nor
+//! kernel: the same model that `run` uses, printed.
+
+mod json;
+mod table;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+};
+
+use clap::{Parser, ValueEnum};
+
+use crate::{
+    model::{Model, ServicePort, state::Settings},
+    source::{
+        Problem,
+        dir::{self, DirError},
+    },
+};
+
+/// Show what this node would program for a folder of Kubernetes objects
+///
+/// Prints every Service port with the addresses it answers at, what a client gets there, and each
+/// endpoint with the reason why this node uses it or does not. Needs neither root nor a cluster.
+/// For a `NodePort`, `LoadBalancer` or `ExternalIP` the verdict is that of a client outside the cluster.
+#[derive(Clone, Debug, Parser)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// A folder of Service, EndpointSlice, Node and ServiceCIDR objects in YAML or JSON
+    #[arg(long, value_name = "DIR")]
+    pub objects: PathBuf,
+    /// The node to plan for, as nodeName and node hints write it
+    #[arg(long, value_name = "NAME")]
+    pub node: String,
+    /// The node's zone, whatever its Node object says
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
+    /// How to print it
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  What would node-1 do with the objects in this folder?
+    lb-agent plan --objects examples/cross-zone --node node-1
+
+  What would change if it stood in another zone?
+    lb-agent plan --objects examples/cross-zone --node node-1 --zone c
+
+  Which Service ports would refuse or drop connections?
+    lb-agent plan --objects DIR --node NAME -o json |
+      jq '.services[] | select(.frontends[].verdict != \"forward\")'
+
+  The objects of a running cluster:
+    kubectl get services,endpointslices,nodes,servicecidrs -A -o yaml > DIR/cluster.yaml";
+
+/// What a node would program.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub model: Model,
+    /// Sorted by namespace, name, port, protocol and family.
+    pub services: Vec<ServicePort>,
+    pub problems: Vec<Problem>,
+    /// How many objects were of kinds that nobody here reads.
+    pub ignored: usize,
+}
+
+/// Plan for the folder that the arguments name.
+///
+/// # Errors
+///
+/// The folder cannot be read. Broken files in it are problems of the plan.
+pub fn plan(args: &Args) -> Result<Plan, DirError> {
+    let snapshot = dir::read_dir_once(&args.objects)?;
+    let mut model = Model::new(Settings {
+        node: args.node.trim().to_lowercase(),
+        zone: args.zone.clone().filter(|zone| !zone.is_empty()),
+        external_ips: true,
+    });
+    let _all = model.relist(snapshot.objects);
+    let services = model
+        .services()
+        .flat_map(|name| model.service_ports(name))
+        .collect();
+    Ok(Plan {
+        services,
+        model,
+        problems: snapshot.problems,
+        ignored: snapshot.ignored,
+    })
+}
+
+pub(super) fn run(args: &Args) -> anyhow::Result<()> {
+    let plan = plan(args)?;
+    plan.warn(&mut anstream::stderr().lock())?;
+    let mut out = anstream::stdout().lock();
+    match args.output {
+        Output::Table => table::write(&plan, &mut out)?,
+        Output::Json => json::write(&plan, &mut out)?,
+    }
+    Ok(out.flush()?)
+}
+
+impl Plan {
+    fn warn(&self, to: &mut impl Write) -> io::Result<()> {
+        for problem in &self.problems {
+            writeln!(to, "warning: {problem}")?;
+        }
+        let node = self.model.node();
+        if !self.model.knows_own_node() {
+            writeln!(
+                to,
+                "warning: no Node {node} in the folder{}",
+                self.without_node()
+            )?;
+        }
+        Ok(())
+    }
+
+    fn without_node(&self) -> &'static str {
+        match self.model.zone() {
+            Some(_) => "; the given zone is used",
+            None => ", so it has no zone and zone hints are ignored; add it, or give --zone",
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The plan for people: a block for each Service port, aligned, coloured on a terminal.
+
+use std::{
+    fmt::Display,
+    io::{self, Write},
+};
+
+use anstyle::{AnsiColor, Style};
+
+use crate::{
+    cli::plan::{
+        Plan,
+        json::{address, used_by},
+    },
+    model::{
+        ServicePort,
+        policy::Chosen,
+        service_port::{Frontend, Origin, Verdict},
+    },
+};
+
+const HEAD: Style = Style::new().bold();
+const QUIET: Style = Style::new().dimmed();
+
+pub(super) fn write(plan: &Plan, out: &mut impl Write) -> io::Result<()> {
+    let (node, ports) = (plan.model.node(), plan.services.len());
+    let zone = plan
+        .model
+        .zone()
+        .map_or_else(|| "no zone".to_owned(), |zone| format!("zone {zone}"));
+    writeln!(
+        out,
+        "node {node}, {zone}: Service ports: {ports}{}",
+        ignored(plan.ignored)
+    )?;
+    for port in &plan.services {
+        writeln!(out)?;
+        block(port, out)?;
+    }
+    Ok(())
+}
+
+fn ignored(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(", objects of other kinds: {count}"),
+    }
+}
+
+fn block(port: &ServicePort, out: &mut impl Write) -> io::Result<()> {
+    let id = &port.id;
+    writeln!(
+        out,
+        "{} {} {}{}",
+        paint(HEAD, id),
+        id.proto,
+        id.family,
+        extras(port)
+    )?;
+    for at in &port.frontends {
+        frontend(port, at, out)?;
+    }
+    let width = port
+        .choice
+        .endpoints
+        .iter()
+        .map(|e| e.at.to_string().len())
+        .max();
+    for chosen in &port.choice.endpoints {
+        endpoint(chosen, width.unwrap_or(0), out)?;
+    }
+    if port.choice.endpoints.is_empty() {
+        writeln!(out, "  no endpoints")?;
+    }
+    Ok(())
+}
+
+/// What is not the default.
+fn extras(port: &ServicePort) -> String {
+    let mut extras = String::new();
+    if let Some(secs) = port.affinity_secs {
+        extras += &format!(", client affinity {secs} s");
+    }
+    if !port.source_ranges.is_empty() {
+        let ranges: Vec<_> = port.source_ranges.iter().map(ToString::to_string).collect();
+        extras += &format!(", load balancer open to {} only", ranges.join(" "));
+    }
+    extras
+}
+
+fn frontend(port: &ServicePort, at: &Frontend, out: &mut impl Write) -> io::Result<()> {
+    let verdict = port.verdict(at.kind, Origin::Outside);
+    let address = match at.addr {
+        Some(addr) => lb_common::addr::socket_addr(addr, at.port).to_string(),
+        None => format!("{}:{}", address(at), at.port),
+    };
+    writeln!(
+        out,
+        "  {:<13} {address}  {}",
+        at.kind,
+        paint(colour(verdict), verdict)
+    )
+}
+
+fn colour(verdict: Verdict) -> Style {
+    let colour = match verdict {
+        Verdict::Forward => AnsiColor::Green,
+        Verdict::Reject => AnsiColor::Red,
+        Verdict::Drop => AnsiColor::Yellow,
+    };
+    colour.on_default()
+}
+
+fn endpoint(chosen: &Chosen, width: usize, out: &mut impl Write) -> io::Result<()> {
+    let lists = used_by(chosen).join("+");
+    let style = if lists.is_empty() {
+        QUIET
+    } else {
+        Style::new()
+    };
+    let line = format!(
+        "→ {:<width$}  {:<13}  {}",
+        chosen.at.to_string(),
+        lists,
+        chosen.reason
+    );
+    writeln!(out, "  {}", paint(style, line))
+}
+
+fn paint(style: Style, what: impl Display) -> impl Display {
+    format!("{style}{what}{style:#}")
+}
