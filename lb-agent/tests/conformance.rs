@@ -5,11 +5,11 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use lb_agent::{
     cli::plan::{Args, Output, plan},
-    model::{
-        ServicePort,
-        policy::List,
-        service_port::{FrontendKind, Origin},
-    },
+    model::ServicePort,
+};
+use lb_common::{
+    select::Origin,
+    tables::{Kind, List},
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -225,7 +225,7 @@ fn planned(port: &ServicePort) -> Outcome {
     };
     let verdict = |external| {
         let kinds = port.frontends.iter().map(|at| at.kind);
-        let kinds = kinds.filter(|kind| (*kind != FrontendKind::ClusterIp) == external);
+        let kinds = kinds.filter(|kind| (*kind != Kind::ClusterIp) == external);
         the_one(kinds.map(|kind| port.verdict(kind, Origin::Outside).to_string()))
     };
     Outcome {

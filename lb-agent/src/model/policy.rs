@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeSet, fmt};
 
-use lb_common::addr::{Addr, Port};
+use lb_common::{
+    addr::{Addr, Port},
+    tables::List,
+};
 
 use crate::model::endpoint::{Endpoint, EndpointAddr, Merged};
 
@@ -22,15 +25,6 @@ pub struct Viewer<'a> {
 pub struct Uses {
     pub cluster: bool,
     pub local: bool,
-}
-
-/// One of the two backend lists of a Service port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum List {
-    /// Endpoints anywhere, narrowed by topology hints.
-    Cluster,
-    /// Endpoints on this node only, whatever the hints say.
-    Local,
 }
 
 /// The outcome for one Service port and family.

@@ -2,12 +2,16 @@
 
 use std::fmt;
 
-use lb_common::addr::{Addr, Port};
+use lb_common::{
+    addr::{Addr, Port},
+    select::Origin,
+    tables::{Kind, List},
+};
 
 use crate::model::{
     endpoint::{Slice, merge},
     name::{Family, ServicePortId},
-    policy::{Choice, List, Uses, Viewer, choose},
+    policy::{Choice, Uses, Viewer, choose},
     service::{Cidr, Half, Policy, PortSpec, Service},
 };
 
@@ -28,37 +32,21 @@ pub struct ServicePort {
 /// An address and port that clients use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Frontend {
-    pub kind: FrontendKind,
+    pub kind: Kind,
     /// `None` for a NodePort: it answers at whatever addresses the node has.
     pub addr: Option<Addr>,
     pub port: Port,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum FrontendKind {
-    ClusterIp,
-    NodePort,
-    LoadBalancer,
-    ExternalIp,
-}
-
-impl fmt::Display for FrontendKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::ClusterIp => "ClusterIP",
-            Self::NodePort => "NodePort",
-            Self::LoadBalancer => "LoadBalancer",
-            Self::ExternalIp => "ExternalIP",
-        })
+/// A kind of frontend as Kubernetes spells it.
+#[must_use]
+pub fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::ClusterIp => "ClusterIP",
+        Kind::NodePort => "NodePort",
+        Kind::LoadBalancer => "LoadBalancer",
+        Kind::ExternalIp => "ExternalIP",
     }
-}
-
-/// Where a flow began.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Origin {
-    Host,
-    Pod,
-    Outside,
 }
 
 /// What a client gets.
@@ -85,13 +73,13 @@ impl ServicePort {
     /// The list that serves a flow to a frontend of this kind.
     ///
     /// Neither policy applies to the other kind of address. `externalTrafficPolicy: Local` binds
-    /// clients from outside only: pods and this host reach the whole cluster list.
+    /// clients from outside only: those on this node reach the whole cluster list.
     #[must_use]
-    pub fn list_for(&self, kind: FrontendKind, origin: Origin) -> List {
+    pub fn list_for(&self, kind: Kind, origin: Origin) -> List {
         let policy = match (kind, origin) {
-            (FrontendKind::ClusterIp, _) => self.internal_policy,
+            (Kind::ClusterIp, _) => self.internal_policy,
             (_, Origin::Outside) => self.external_policy,
-            (_, Origin::Host | Origin::Pod) => Policy::Cluster,
+            (_, Origin::Node) => Policy::Cluster,
         };
         match policy {
             Policy::Cluster => List::Cluster,
@@ -100,7 +88,7 @@ impl ServicePort {
     }
 
     #[must_use]
-    pub fn verdict(&self, kind: FrontendKind, origin: Origin) -> Verdict {
+    pub fn verdict(&self, kind: Kind, origin: Origin) -> Verdict {
         if !self.choice.has_any {
             Verdict::Reject
         } else if self.choice.is_empty(self.list_for(kind, origin)) {
@@ -147,21 +135,17 @@ fn frontends(half: &Half, port: &PortSpec, external_ips: bool) -> Vec<Frontend> 
         }
     };
     let node_port = port.node_port.map(|port| Frontend {
-        kind: FrontendKind::NodePort,
+        kind: Kind::NodePort,
         addr: None,
         port,
     });
     let external = half.external_ips.iter().filter(|_| external_ips);
 
     std::iter::once(&half.cluster_ip)
-        .map(at(FrontendKind::ClusterIp))
+        .map(at(Kind::ClusterIp))
         .chain(node_port)
-        .chain(
-            half.load_balancer_ips
-                .iter()
-                .map(at(FrontendKind::LoadBalancer)),
-        )
-        .chain(external.map(at(FrontendKind::ExternalIp)))
+        .chain(half.load_balancer_ips.iter().map(at(Kind::LoadBalancer)))
+        .chain(external.map(at(Kind::ExternalIp)))
         .collect()
 }
 

@@ -31,31 +31,29 @@ use crate::{
 pub enum DirError {
     #[error("cannot read the folder {}: {source}; create it, or name another one", .path.display())]
     Read { path: PathBuf, source: io::Error },
-    #[error("cannot watch the folder {}: {source}{}", .path.display(), watch_remedy(.source))]
-    Watch { path: PathBuf, source: io::Error },
+    #[error("cannot watch the folder {}: {errno}; {}", .path.display(), watch_remedy(*.errno))]
+    Watch { path: PathBuf, errno: Errno },
     #[error("the folder {} was removed or moved away; put it back", .0.display())]
     Gone(PathBuf),
+    #[error("cannot start the thread that follows the folder: {0}; raise the limit of processes")]
+    Thread(io::Error),
 }
 
 impl DirError {
-    fn watch(path: &Path, source: io::Error) -> Self {
+    fn watch(path: &Path, errno: Errno) -> Self {
         Self::Watch {
             path: path.to_owned(),
-            source,
+            errno,
         }
     }
 }
 
 /// The kernel says "too many open files" and "no space left" where it means its own limits.
-fn watch_remedy(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(errno) if errno == Errno::MFILE.raw_os_error() => {
-            "; raise the sysctl fs.inotify.max_user_instances"
-        }
-        Some(errno) if errno == Errno::NOSPC.raw_os_error() => {
-            "; raise the sysctl fs.inotify.max_user_watches"
-        }
-        _ => "; it must be a folder that can be read",
+fn watch_remedy(errno: Errno) -> &'static str {
+    match errno {
+        Errno::MFILE => "raise the sysctl fs.inotify.max_user_instances",
+        Errno::NOSPC => "raise the sysctl fs.inotify.max_user_watches",
+        _ => "it must be a folder that can be read",
     }
 }
 

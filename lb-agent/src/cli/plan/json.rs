@@ -4,14 +4,15 @@
 
 use std::io::{self, Write};
 
+use lb_common::{select::Origin, tables::List};
 use serde::Serialize;
 
 use crate::{
     cli::plan::Plan,
     model::{
         ServicePort,
-        policy::{Chosen, List},
-        service_port::{Frontend, Origin},
+        policy::Chosen,
+        service_port::{Frontend, kind_name},
     },
 };
 
@@ -43,7 +44,7 @@ struct Service {
 
 #[derive(Serialize)]
 struct FrontendEntry {
-    kind: String,
+    kind: &'static str,
     address: String,
     port: u16,
     verdict: String,
@@ -82,7 +83,7 @@ fn frontends(port: &ServicePort) -> Vec<FrontendEntry> {
 
 fn frontend(port: &ServicePort, at: &Frontend) -> FrontendEntry {
     FrontendEntry {
-        kind: at.kind.to_string(),
+        kind: kind_name(at.kind),
         address: address(at),
         port: at.port.0,
         verdict: port.verdict(at.kind, Origin::Outside).to_string(),

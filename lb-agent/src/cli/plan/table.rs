@@ -6,6 +6,7 @@ use std::{
 };
 
 use anstyle::{AnsiColor, Style};
+use lb_common::{addr::socket_addr, select::Origin};
 
 use crate::{
     cli::plan::{
@@ -15,7 +16,7 @@ use crate::{
     model::{
         ServicePort,
         policy::Chosen,
-        service_port::{Frontend, Origin, Verdict},
+        service_port::{Frontend, Verdict, kind_name},
     },
 };
 
@@ -91,13 +92,13 @@ fn extras(port: &ServicePort) -> String {
 fn frontend(port: &ServicePort, at: &Frontend, out: &mut impl Write) -> io::Result<()> {
     let verdict = port.verdict(at.kind, Origin::Outside);
     let address = match at.addr {
-        Some(addr) => lb_common::addr::socket_addr(addr, at.port).to_string(),
+        Some(addr) => socket_addr(addr, at.port).to_string(),
         None => format!("{}:{}", address(at), at.port),
     };
     writeln!(
         out,
         "  {:<13} {address}  {}",
-        at.kind,
+        kind_name(at.kind),
         paint(colour(verdict), verdict)
     )
 }

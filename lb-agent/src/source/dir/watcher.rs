@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
-    fs, io, mem,
+    fs, mem,
     os::{
         fd::OwnedFd,
         unix::{ffi::OsStrExt, fs::MetadataExt},
@@ -57,9 +57,7 @@ pub fn follow(path: &Path) -> Result<mpsc::Receiver<Batch>, DirError> {
         }
     };
     let thread = thread::Builder::new().name("dir".to_owned());
-    thread
-        .spawn(send)
-        .map_err(|error| DirError::watch(path, error))?;
+    thread.spawn(send).map_err(DirError::Thread)?;
     Ok(receiver)
 }
 
@@ -116,25 +114,19 @@ impl Watcher {
         }
     }
 
-    /// Wait until changes are pending and the folder is quiet.
+    /// Wait until changes are pending and the folder is quiet, or has been busy for too long.
     fn settle(&mut self) -> Result<(), DirError> {
         let mut latest = None;
         loop {
-            if self.pending.is_lost {
-                return Ok(());
-            }
             if !self.pending.is_empty() {
                 latest = latest.or_else(|| Some(Instant::now() + BURST_MAX));
             }
-            let patience = latest.map(|latest: Instant| QUIET.min(latest - Instant::now()));
-            if !self
-                .events
-                .wait(patience)
-                .map_err(|error| DirError::watch(&self.path, error))?
-            {
+            let left = latest.map(|latest: Instant| latest - Instant::now());
+            let is_over = self.pending.is_lost || left == Some(Duration::ZERO);
+            if is_over || !self.events.wait(left.map(|left| left.min(QUIET)))? {
                 return Ok(());
             }
-            self.note_events()?;
+            self.events.note_into(&mut self.pending)?;
         }
     }
 
@@ -157,7 +149,7 @@ impl Watcher {
             .map(|name| (read(&self.path, &name), name))
             .collect();
         // What a writer touched while we read may be torn. It will be closed, and read then.
-        let torn = self.note_events()?;
+        let torn = self.events.note_into(&mut self.pending)?;
         for (read, name) in read {
             match read {
                 _ if torn.contains(&name) => {}
@@ -180,16 +172,6 @@ impl Watcher {
         let mut names = list(&self.path)?;
         names.extend(self.folder.names().cloned());
         Ok(names)
-    }
-
-    /// Note the events that are there. Returns the files that somebody wrote to.
-    fn note_events(&mut self) -> Result<BTreeSet<String>, DirError> {
-        let (pending, path) = (&mut self.pending, &self.path);
-        let mut written = BTreeSet::new();
-        self.events
-            .drain(|event, name| written.extend(pending.note(event, name, path)))
-            .map_err(|error| DirError::watch(path, error))?;
-        Ok(written)
     }
 
     fn batch(&mut self) -> Batch {
@@ -224,6 +206,7 @@ impl Watcher {
 /// The kernel's queue of events for one folder.
 #[derive(Debug)]
 struct Events {
+    path: PathBuf,
     inotify: OwnedFd,
     buffer: Vec<u8>,
 }
@@ -244,23 +227,25 @@ impl Events {
             inotify::add_watch(&inotify, path, watched).map(|_| inotify)
         };
         Ok(Self {
-            inotify: open().map_err(|error| DirError::watch(path, error.into()))?,
+            path: path.to_owned(),
+            inotify: open().map_err(|errno| DirError::watch(path, errno))?,
             buffer: Vec::with_capacity(EVENT_BYTES),
         })
     }
 
     /// Wait for events; false if there were none in that time.
-    fn wait(&self, patience: Option<Duration>) -> io::Result<bool> {
-        let patience = patience
-            .map(Timespec::try_from)
-            .transpose()
-            .map_err(io::Error::other)?;
+    fn wait(&self, patience: Option<Duration>) -> Result<bool, DirError> {
+        let failed = |errno| DirError::watch(&self.path, errno);
+        let patience = patience.map(Timespec::try_from).transpose();
+        let patience = patience.map_err(|_| failed(Errno::OVERFLOW))?;
         let mut fds = [PollFd::new(&self.inotify, PollFlags::IN)];
-        Ok(retry_on_intr(|| poll(&mut fds, patience.as_ref()))? > 0)
+        let ready = retry_on_intr(|| poll(&mut fds, patience.as_ref()));
+        Ok(ready.map_err(failed)? > 0)
     }
 
-    /// Take all events that are there. The name is that of a file in the folder, if it is about one.
-    fn drain(&mut self, mut note: impl FnMut(ReadFlags, Option<&OsStr>)) -> io::Result<()> {
+    /// Note all events that are there. Returns the files that somebody wrote to.
+    fn note_into(&mut self, pending: &mut Pending) -> Result<BTreeSet<String>, DirError> {
+        let mut written = BTreeSet::new();
         let mut reader = Reader::new(&self.inotify, self.buffer.spare_capacity_mut());
         loop {
             match reader.next() {
@@ -268,10 +253,10 @@ impl Events {
                     let name = event
                         .file_name()
                         .map(|name| OsStr::from_bytes(name.to_bytes()));
-                    note(event.events(), name);
+                    written.extend(pending.note(event.events(), name, &self.path));
                 }
-                Err(Errno::WOULDBLOCK) => return Ok(()),
-                Err(error) => return Err(error.into()),
+                Err(Errno::WOULDBLOCK) => return Ok(written),
+                Err(errno) => return Err(DirError::watch(&self.path, errno)),
             }
         }
     }
