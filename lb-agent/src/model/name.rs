@@ -1,6 +1,6 @@
 //! The names by which everything about a Service is found.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use lb_common::addr::{Addr, Proto};
 
@@ -42,6 +42,21 @@ impl fmt::Display for ServiceName {
     }
 }
 
+/// `namespace/name`, as it is printed.
+impl FromStr for ServiceName {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => Ok(Self {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            }),
+            _ => Err(()),
+        }
+    }
+}
+
 /// One port of a Service in one family: the unit that has a backend list of its own.
 ///
 /// The protocol belongs to it because one port name may be used once per protocol.
@@ -52,6 +67,19 @@ pub struct ServicePortId {
     pub port: String,
     pub proto: Proto,
     pub family: Family,
+}
+
+impl ServicePortId {
+    /// The least id that a port of this Service can have.
+    #[must_use]
+    pub fn first_of(service: &ServiceName) -> Self {
+        Self {
+            service: service.clone(),
+            port: String::new(),
+            proto: Proto::ANY,
+            family: Family::V4,
+        }
+    }
 }
 
 impl fmt::Display for ServicePortId {

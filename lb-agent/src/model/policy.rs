@@ -72,6 +72,8 @@ pub struct Chosen {
     pub is_local: bool,
     /// Ready or draining: able to take connections if the lists ask for it.
     pub usable: bool,
+    /// Ready or serving, terminating or not: flows that it has may stay.
+    pub keeps_flows: bool,
     pub reason: Reason,
 }
 
@@ -118,6 +120,7 @@ pub fn choose(endpoints: &Merged<'_>, viewer: Viewer<'_>, uses: Uses) -> Choice 
             zone: endpoint.zone.clone(),
             is_local: is_local(endpoint, viewer.node),
             usable: is_usable(endpoint),
+            keeps_flows: endpoint.ready || endpoint.serving,
             reason: Reason {
                 cluster: uses.cluster.then(|| cluster.judge(endpoint)),
                 local: uses.local.then(|| local.judge(endpoint)),

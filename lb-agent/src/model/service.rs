@@ -70,9 +70,7 @@ impl Cidr {
         if prefix_len > bits {
             return None;
         }
-        let kept = u32::from(prefix_len) + unused;
-        let mask = u128::MAX.checked_shl(128 - kept).unwrap_or(0);
-        let network = u128::from_be_bytes(addr.bytes) & mask;
+        let network = u128::from_be_bytes(addr.bytes) & mask(u32::from(prefix_len) + unused);
         Some(Self {
             addr: Addr {
                 bytes: network.to_be_bytes(),
@@ -81,10 +79,26 @@ impl Cidr {
         })
     }
 
+    /// Ones where the address counts, as an address.
+    #[must_use]
+    pub fn mask(&self) -> Addr {
+        let unused = match self.family() {
+            Family::V4 => 96,
+            Family::V6 => 0,
+        };
+        Addr {
+            bytes: mask(u32::from(self.prefix_len) + unused).to_be_bytes(),
+        }
+    }
+
     #[must_use]
     pub fn family(&self) -> Family {
         Family::of(self.addr)
     }
+}
+
+fn mask(ones: u32) -> u128 {
+    u128::MAX.checked_shl(128 - ones).unwrap_or(0)
 }
 
 impl fmt::Display for Cidr {
