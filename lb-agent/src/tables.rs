@@ -3,8 +3,16 @@
 //! [`build`] says what one Service port wants, [`diff`] orders the operations that get there from what
 //! is [`programmed`], and [`set`] is the maps as a plain value, for tests and for reading them back.
 
+pub mod build;
+pub mod diff;
+pub mod dump;
+pub mod ids;
 pub mod op;
+pub mod programmed;
 pub mod set;
+
+#[cfg(test)]
+mod laws;
 
 pub use op::Op;
 pub use set::TableSet;
