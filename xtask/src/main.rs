@@ -1,3 +1,48 @@
-//! Developer commands.
+//! Developer commands: `cargo xtask …` is the only thing between a fresh clone and a built, checked
+//! and tested nearhop. One file per command; what they share is below.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod btf;
+mod build;
+mod run;
+mod toolchain;
+mod tree;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
+/// Build, check, test and show nearhop
+///
+/// Each command installs what it needs and prints every external command it runs.
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Build the kernel object and the agent that embeds it
+    Build(build::Args),
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask build                    target/lb-ebpf.o and target/release/lb-agent";
+
+fn main() -> ExitCode {
+    match perform(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            run::say_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> anyhow::Result<ExitCode> {
+    match task {
+        Task::Build(args) => build::build(&args),
+    }
+}

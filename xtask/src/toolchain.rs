@@ -1,0 +1,335 @@
+//! What a command needs beside cargo: probed each time without running anything slow, and installed
+//! when it is missing, so that nobody installs anything by hand.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use console::style;
+
+use crate::run;
+
+const BPF_LINKER: &str = "0.13.0";
+/// The LLVM majors that this bpf-linker can be built against.
+const BPF_LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
+const CARGO_DENY: &str = "0.20.2";
+
+#[derive(Clone, Copy)]
+#[expect(dead_code, reason = "check and test come with the next commits")]
+pub(crate) enum Need {
+    RustSrc,
+    Rustfmt,
+    Clippy,
+    BpfLinker,
+    CargoDeny,
+    Bpftool,
+    Iproute2,
+    Qemu,
+}
+
+/// Installs what is missing of `needs`, in their order.
+pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
+    let mut host = Host::look()?;
+    for need in needs {
+        if !need.is_met(&host) {
+            let (name, why) = need.explained();
+            eprintln!("{} is missing: {why}", style(name).for_stderr().bold());
+            need.install(&host)
+                .with_context(|| format!("installing {name}"))?;
+            host = Host::look()?;
+            ensure!(
+                need.is_met(&host),
+                "{name} was installed and still is not found"
+            );
+        }
+    }
+    Ok(())
+}
+
+impl Need {
+    fn explained(self) -> (&'static str, &'static str) {
+        match self {
+            Self::RustSrc => ("rust-src", "core is compiled for the BPF target"),
+            Self::Rustfmt => ("rustfmt", "the format is checked"),
+            Self::Clippy => ("clippy", "the lints are checked"),
+            Self::BpfLinker => (
+                "bpf-linker",
+                "it links the kernel object and writes its BTF",
+            ),
+            Self::CargoDeny => (
+                "cargo-deny",
+                "licences and sources of dependencies are checked",
+            ),
+            Self::Bpftool => ("bpftool", "maps are dumped by it"),
+            Self::Iproute2 => ("iproute2", "the lab's namespaces are made with ip"),
+            Self::Qemu => ("qemu", "other kernels run in it"),
+        }
+    }
+
+    fn is_met(self, host: &Host) -> bool {
+        match self {
+            Self::RustSrc => host
+                .sysroot
+                .join("lib/rustlib/src/rust/library/core")
+                .is_dir(),
+            Self::Rustfmt => host.sysroot.join("bin/cargo-fmt").is_file(),
+            Self::Clippy => host.sysroot.join("bin/cargo-clippy").is_file(),
+            Self::BpfLinker => host.linker_is_new_enough(),
+            Self::CargoDeny => host.features("cargo-deny", CARGO_DENY).is_some(),
+            Self::Bpftool => found("bpftool"),
+            Self::Iproute2 => found("ip"),
+            Self::Qemu => found("qemu-system-x86_64"),
+        }
+    }
+
+    fn install(self, host: &Host) -> Result<()> {
+        match self {
+            Self::RustSrc => component("rust-src"),
+            Self::Rustfmt => component("rustfmt"),
+            Self::Clippy => component("clippy"),
+            Self::BpfLinker => bpf_linker(host.llvm),
+            Self::CargoDeny => cargo_install("cargo-deny", CARGO_DENY, |_| {}),
+            Self::Bpftool => apt_install(&["bpftool".into()]),
+            Self::Iproute2 => apt_install(&["iproute2".into()]),
+            Self::Qemu => apt_install(&["qemu-system-x86".into()]),
+        }
+    }
+}
+
+/// What is known about the machine before anything is installed.
+struct Host {
+    /// The active toolchain's folder.
+    sysroot: PathBuf,
+    /// The major version of rustc's LLVM, whose bitcode the linker must be able to read.
+    llvm: u32,
+    /// What `cargo install` recorded.
+    installed: serde_json::Value,
+}
+
+impl Host {
+    fn look() -> Result<Self> {
+        let mut sysroot = Command::new("rustc");
+        sysroot.args(["--print", "sysroot"]);
+        let sysroot = PathBuf::from(run::text(sysroot)?.trim());
+        // Not rustup's proxy, which takes longer to start than this one to answer.
+        let mut version = Command::new(sysroot.join("bin/rustc"));
+        version.arg("-vV");
+        Ok(Self {
+            llvm: llvm_major(&run::text(version)?)?,
+            installed: installed()?,
+            sysroot,
+        })
+    }
+
+    /// The features with which cargo installed exactly this version, if it is still there.
+    fn features(&self, name: &str, version: &str) -> Option<Vec<&str>> {
+        let prefix = format!("{name} {version} ");
+        let installs = self.installed["installs"].as_object()?;
+        let (_, install) = installs.iter().find(|(id, _)| id.starts_with(&prefix))?;
+        let features = install["features"].as_array()?;
+        found(name).then(|| {
+            features
+                .iter()
+                .filter_map(|feature| feature.as_str())
+                .collect()
+        })
+    }
+
+    /// A linker for an older LLVM cannot read what this rustc writes.
+    fn linker_is_new_enough(&self) -> bool {
+        let features = self.features("bpf-linker", BPF_LINKER).unwrap_or_default();
+        let mut majors = features
+            .iter()
+            .filter_map(|feature| feature.strip_prefix("llvm-"));
+        majors.any(|major| major.parse::<u32>().is_ok_and(|major| major >= self.llvm))
+    }
+}
+
+/// Cargo's record of what it installed; only a JSON file of this name has the features.
+fn installed() -> Result<serde_json::Value> {
+    let path = install_root()?.join(".crates2.json");
+    match fs::read_to_string(&path) {
+        Ok(record) => serde_json::from_str(&record).with_context(|| path.display().to_string()),
+        Err(_) => Ok(serde_json::Value::Null),
+    }
+}
+
+/// Where `cargo install` puts programs.
+fn install_root() -> Result<PathBuf> {
+    let set = ["CARGO_INSTALL_ROOT", "CARGO_HOME"]
+        .into_iter()
+        .find_map(env::var_os);
+    let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
+    set.map(PathBuf::from)
+        .or_else(home)
+        .context("neither CARGO_HOME nor HOME is set")
+}
+
+/// Whether a program can be started; the system's folders are not on everybody's PATH.
+fn found(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    env::split_paths(&path)
+        .chain(system)
+        .any(|dir| dir.join(program).is_file())
+}
+
+/// The major of the line `LLVM version: 22.1.2`.
+fn llvm_major(version: &str) -> Result<u32> {
+    let line = version
+        .lines()
+        .find_map(|line| line.strip_prefix("LLVM version: "));
+    let major = line.and_then(|version| version.split('.').next());
+    major
+        .and_then(|major| major.parse().ok())
+        .context("rustc -vV names no LLVM version")
+}
+
+fn component(name: &str) -> Result<()> {
+    ensure!(
+        found("rustup"),
+        "this rustc is not managed by rustup, so {name} must come from where rustc came from"
+    );
+    let mut rustup = Command::new("rustup");
+    rustup.args(["component", "add", name]);
+    run::quietly(&format!("rustup adds {name}"), rustup)
+}
+
+fn bpf_linker(rustc_llvm: u32) -> Result<()> {
+    let llvm = llvm_for(rustc_llvm)?;
+    let packages = [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")];
+    let libraries = ["libzstd-dev", "zlib1g-dev", "libxml2-dev"].map(String::from);
+    apt_install(&[packages.as_slice(), &libraries].concat())?;
+    cargo_install("bpf-linker", BPF_LINKER, |cargo| {
+        cargo
+            .args([
+                "--no-default-features",
+                "--features",
+                &format!("llvm-{llvm}"),
+            ])
+            .env("LLVM_PREFIX", format!("/usr/lib/llvm-{llvm}"));
+    })
+}
+
+/// The oldest LLVM that can read rustc's bitcode, that bpf-linker knows and that this system has.
+fn llvm_for(rustc_llvm: u32) -> Result<u32> {
+    let has = |major: &u32| is_installed(&dev(*major)) || is_offered(&dev(*major));
+    let mut known = BPF_LINKER_LLVM.filter(|major| *major >= rustc_llvm);
+    if BPF_LINKER_LLVM.end() < &rustc_llvm {
+        bail!(
+            "rustc's LLVM is {rustc_llvm} and bpf-linker {BPF_LINKER} reads up to {}: \
+             use an older toolchain, or raise BPF_LINKER in xtask/src/toolchain.rs",
+            BPF_LINKER_LLVM.end()
+        );
+    }
+    known.find(has).with_context(|| {
+        format!(
+            "apt offers no {}: add an apt source that has it",
+            dev(rustc_llvm)
+        )
+    })
+}
+
+fn dev(llvm: u32) -> String {
+    format!("llvm-{llvm}-dev")
+}
+
+fn cargo_install(name: &str, version: &str, adapt: impl FnOnce(&mut Command)) -> Result<()> {
+    let mut cargo = run::command("cargo");
+    // A target directory of its own, or one left by the caller, would be filled with it for ever.
+    cargo
+        .args(["install", "--locked", "--force"])
+        .env_remove("CARGO_TARGET_DIR");
+    adapt(&mut cargo);
+    cargo.arg(format!("{name}@{version}"));
+    run::quietly(&format!("cargo installs {name} {version}"), cargo)?;
+    let bin = install_root()?.join("bin");
+    ensure!(
+        found(name),
+        "{name} was installed into {}: add that to PATH",
+        bin.display()
+    );
+    Ok(())
+}
+
+/// Installs those of the packages that are missing.
+pub(crate) fn apt_install(packages: &[String]) -> Result<()> {
+    let missing: Vec<&String> = packages.iter().filter(|name| !is_installed(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let mut install = Command::new("apt-get");
+    install
+        .args(["install", "--yes", "--no-install-recommends"])
+        .args(&missing);
+    ensure!(
+        found("apt-get"),
+        "there is no apt-get here: install {missing:?} by hand"
+    );
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "apt-get needs root: run `sudo {}`, then this command again",
+        run::shown(&install)
+    );
+    install.env("DEBIAN_FRONTEND", "noninteractive");
+    if !missing.iter().all(|name| is_offered(name)) {
+        let mut update = Command::new("apt-get");
+        update.arg("update");
+        run::quietly("apt-get reads what there is", update)?;
+    }
+    run::quietly("apt-get installs", install)
+}
+
+fn is_installed(package: &str) -> bool {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat=${db:Status-Status}", package]);
+    run::text(query).is_ok_and(|status| status == "installed")
+}
+
+fn is_offered(package: &str) -> bool {
+    let mut show = Command::new("apt-cache");
+    show.args(["show", "--no-all-versions", package]);
+    run::text(show).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(llvm: u32, record: &str) -> Host {
+        Host {
+            sysroot: PathBuf::new(),
+            llvm,
+            installed: serde_json::from_str(record).unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_llvm_of_rustc_is_read_from_its_version() {
+        assert_eq!(
+            llvm_major("release: 1.95.0\nLLVM version: 22.1.2\n").unwrap(),
+            22
+        );
+        assert!(llvm_major("release: 1.95.0\n").is_err());
+    }
+
+    #[test]
+    fn a_program_counts_only_in_the_pinned_version_and_where_it_can_be_started() {
+        let record = r#"{"installs": {
+            "sh 1.0.0 (registry)": {"features": ["a"]},
+            "no-such-program 1.0.0 (registry)": {"features": []}
+        }}"#;
+        let host = host(22, record);
+        assert_eq!(host.features("sh", "1.0.0"), Some(vec!["a"]));
+        assert_eq!(host.features("sh", "1.0.1"), None);
+        assert_eq!(host.features("no-such-program", "1.0.0"), None);
+    }
+
+    #[test]
+    fn an_empty_record_means_nothing_is_installed() {
+        assert!(!host(22, "null").linker_is_new_enough());
+    }
+}
