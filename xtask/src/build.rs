@@ -66,9 +66,10 @@ pub(crate) fn agent(tree: &Tree) -> Result<()> {
 pub(crate) fn cargo(tree: &Tree, subcommand: &str) -> Command {
     let mut cargo = run::command("cargo");
     cargo.arg(subcommand).current_dir(&tree.root);
+    // Cargo rebuilds the agent whenever this changes, so it is the same for every command.
+    cargo.env("NEARHOP_BPF_OBJECT", tree.object());
     if env::var_os("CARGO_TARGET_DIR").is_some() {
         cargo.env("CARGO_TARGET_DIR", &tree.target);
-        cargo.env("NEARHOP_BPF_OBJECT", tree.object());
     }
     if console::colors_enabled_stderr() {
         cargo.env("CARGO_TERM_COLOR", "always");

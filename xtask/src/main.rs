@@ -8,8 +8,11 @@ use clap::{Parser, Subcommand};
 mod btf;
 mod build;
 mod run;
+mod tally;
+mod test;
 mod toolchain;
 mod tree;
+mod vm;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
@@ -23,13 +26,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Build the kernel object and the agent that embeds it
     Build(build::Args),
+    Test(test::Args),
 }
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo xtask build                    target/lb-ebpf.o and target/release/lb-agent";
+  cargo xtask build                    target/lb-ebpf.o and target/release/lb-agent
+  cargo xtask test --only unit         what needs no root
+  cargo xtask test --kernel 5.10       everything on the oldest kernel";
 
 fn main() -> ExitCode {
     match perform(Cli::parse().task) {
@@ -44,5 +49,6 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Build(args) => build::build(&args),
+        Task::Test(args) => test::test(&args),
     }
 }

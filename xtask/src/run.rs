@@ -202,8 +202,12 @@ pub(crate) fn say_error(error: &anyhow::Error) {
     eprintln!("{} {error:#}", style("error:").for_stderr().red().bold());
 }
 
+pub(crate) fn say_title(title: &str) {
+    eprintln!("\n{}", style(format!("== {title}")).for_stderr().bold());
+}
+
 /// `✓ fmt (0.4 s)`: one line for one finished thing.
-pub(crate) fn say_done(what: &str, good: bool, took: Duration) {
+fn say_done(what: &str, good: bool, took: Duration) {
     let mark = match good {
         true => style("✓").green(),
         false => style("✗").red(),

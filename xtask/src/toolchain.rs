@@ -18,7 +18,6 @@ const BPF_LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 const CARGO_DENY: &str = "0.20.2";
 
 #[derive(Clone, Copy)]
-#[expect(dead_code, reason = "check and test come with the next commits")]
 pub(crate) enum Need {
     RustSrc,
     Rustfmt,
@@ -168,13 +167,18 @@ fn install_root() -> Result<PathBuf> {
         .context("neither CARGO_HOME nor HOME is set")
 }
 
-/// Whether a program can be started; the system's folders are not on everybody's PATH.
-fn found(program: &str) -> bool {
+/// Where a program lies; the system's folders are not on everybody's PATH.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    env::split_paths(&path)
+    let mut places = env::split_paths(&path)
         .chain(system)
-        .any(|dir| dir.join(program).is_file())
+        .map(|folder| folder.join(program));
+    places.find(|place| place.is_file())
+}
+
+fn found(program: &str) -> bool {
+    find(program).is_some()
 }
 
 /// The major of the line `LLVM version: 22.1.2`.

@@ -1,0 +1,181 @@
+//! `cargo xtask test`: everything that can fail, in three stages of rising cost, and one sum.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Result, ensure};
+use clap::{ValueEnum, builder::PossibleValuesParser};
+
+use crate::{
+    build,
+    run::{self, Event},
+    tally::{Libtest, Tally},
+    toolchain::{self, Need},
+    tree::Tree,
+    vm,
+};
+
+/// Run the tests: unit tests, the lab in network namespaces, and other kernels in a virtual machine
+///
+/// The last line is `N passed, N failed, N skipped`, on standard output; all else is on standard
+/// error.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// Run only this stage
+    #[arg(long)]
+    only: Option<Stage>,
+
+    /// Run only the virtual machine, with this kernel
+    #[arg(long, conflicts_with = "only", value_parser = kernels())]
+    kernel: Vec<String>,
+
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask test                     all of it; needs root for the lab
+  cargo xtask test --only unit         seconds, no root
+  cargo xtask test --only lab refused  the lab's tests with `refused` in their name
+  cargo xtask test --kernel 6.1        load and use everything on a 6.1 kernel";
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Stage {
+    /// What needs neither root nor a kernel
+    Unit,
+    /// Real agents and sockets in network namespaces; needs root
+    Lab,
+    /// The oldest kernel that nearhop runs on, emulated
+    Vm,
+}
+
+/// What `test` boots when nobody asks for another: the floor.
+const DEFAULT_KERNEL: &str = "5.10";
+
+/// A stage over this hangs.
+const STAGE_LIMIT: Duration = Duration::from_secs(25 * 60);
+
+fn kernels() -> PossibleValuesParser {
+    PossibleValuesParser::new(vm::KERNELS.iter().map(|kernel| kernel.version))
+}
+
+pub(crate) fn test(args: &Args) -> Result<ExitCode> {
+    let stages = stages(args);
+    ensure!(
+        !stages.contains(&Stage::Lab) || rustix::process::geteuid().is_root(),
+        "the lab makes network namespaces and loads programs, which needs root: \
+         run this as root, or `cargo xtask test --only unit`"
+    );
+    let tree = Tree::find()?;
+    let mut tally = Tally::default();
+    for stage in stages {
+        // A stage that dies is counted, and the others still run.
+        match perform(&tree, stage, args) {
+            Ok(done) => tally.add(done),
+            Err(error) => {
+                run::say_error(&error);
+                tally.fail(&format!("{}: {error:#}", stage.name()));
+            }
+        }
+    }
+    Ok(sum_up(tally, args))
+}
+
+fn stages(args: &Args) -> Vec<Stage> {
+    match args.only {
+        Some(stage) => vec![stage],
+        None if !args.kernel.is_empty() => vec![Stage::Vm],
+        None => Stage::value_variants().to_vec(),
+    }
+}
+
+fn perform(tree: &Tree, stage: Stage, args: &Args) -> Result<Tally> {
+    run::say_title(stage.name());
+    match stage {
+        Stage::Unit => unit(tree, args),
+        Stage::Lab => lab(tree, args),
+        Stage::Vm => virtual_machines(tree, args),
+    }
+}
+
+impl Stage {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Lab => "lab",
+            Self::Vm => "vm",
+        }
+    }
+}
+
+fn unit(tree: &Tree, args: &Args) -> Result<Tally> {
+    build::objects(tree)?;
+    cargo_test(tree, "unit", &[], args)
+}
+
+fn lab(tree: &Tree, args: &Args) -> Result<Tally> {
+    toolchain::ensure(&[Need::Iproute2, Need::Bpftool])?;
+    build::objects(tree)?;
+    build::agent(tree)?;
+    cargo_test(tree, "lab", &["--package", "lb-tests"], args)
+}
+
+fn virtual_machines(tree: &Tree, args: &Args) -> Result<Tally> {
+    build::objects(tree)?;
+    build::agent(tree)?;
+    let mut tally = Tally::default();
+    for kernel in vm::KERNELS {
+        let wanted = match args.kernel.is_empty() {
+            true => kernel.version == DEFAULT_KERNEL,
+            false => args.kernel.iter().any(|version| version == kernel.version),
+        };
+        if wanted {
+            tally.add(vm::test(tree, kernel, args.filter.as_deref())?);
+        }
+    }
+    Ok(tally)
+}
+
+/// Cargo goes on after a program with a failed test, and shows what tests say that did not run.
+fn cargo_test(tree: &Tree, stage: &str, packages: &[&str], args: &Args) -> Result<Tally> {
+    let mut cargo = build::cargo(tree, "test");
+    cargo
+        .args(packages)
+        .arg("--no-fail-fast")
+        .args(&args.filter);
+    cargo
+        .args(["--", "--show-output"])
+        .env("NEARHOP_AGENT", tree.agent());
+    for bin in build::further_programs(tree)? {
+        let name = format!("NEARHOP_{}_OBJECT", bin.to_uppercase());
+        cargo.env(name, tree.object_of(&bin));
+    }
+    run::say_command(&cargo);
+    let mut libtest = Libtest::default();
+    let status = run::stream(cargo, STAGE_LIMIT, |event| {
+        if let Event::Line(line) = event {
+            eprintln!("{line}");
+            libtest.line(line);
+        }
+    })?;
+    Ok(libtest.finish(stage, status.success()))
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the sum is what this command is asked for"
+)]
+fn sum_up(mut tally: Tally, args: &Args) -> ExitCode {
+    if tally.is_empty() {
+        let filter = args.filter.as_deref().unwrap_or_default();
+        tally.fail(&format!("no test has `{filter}` in its name"));
+    }
+    run::say_title("sum");
+    tally.notes().iter().for_each(|note| eprintln!("{note}"));
+    println!("{tally}");
+    match tally.has_failed() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    }
+}

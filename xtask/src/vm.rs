@@ -1,0 +1,171 @@
+//! Other kernels: one of Debian's, booted under software emulation with the shipped agent and the
+//! kernel object. The guest's first process is lb-tests' `vm_guest`, which tests and reports on the
+//! console. Its words: `PASS name`, `FAIL name: why`, `SKIP name: why`, and `DONE` before it ends.
+
+mod initramfs;
+mod kernel;
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+
+pub(crate) use kernel::{KERNELS, Kernel};
+
+use self::initramfs::Initramfs;
+use crate::{
+    build,
+    run::{self, Event},
+    tally::Tally,
+    toolchain::{self, Need},
+    tree::Tree,
+};
+
+/// What a guest is booted for, and with how many CPUs.
+struct Mode {
+    name: &'static str,
+    cpus: u32,
+}
+
+const MODES: &[Mode] = &[
+    // All programs load, and a connect is translated.
+    Mode {
+        name: "load",
+        cpus: 2,
+    },
+    // Lists are swapped while a program walks them: with one CPU, membarrier is no grace period.
+    Mode {
+        name: "walk",
+        cpus: 1,
+    },
+];
+
+/// Emulation is some twenty times slower than the machine.
+const LIMIT: Duration = Duration::from_secs(8 * 60);
+
+/// Boots one kernel once for each mode whose name contains `filter`.
+pub(crate) fn test(tree: &Tree, kernel: &Kernel, filter: Option<&str>) -> Result<Tally> {
+    toolchain::ensure(&[Need::Qemu, Need::Iproute2])?;
+    let image = kernel.fetch(tree)?;
+    let initrd = initrd(tree)?;
+    let mut tally = Tally::default();
+    for mode in MODES {
+        if filter.is_none_or(|filter| mode.name.contains(filter)) {
+            tally.add(boot(kernel, mode, &image, &initrd)?);
+        }
+    }
+    Ok(tally)
+}
+
+/// Packs everything a guest needs: itself, the agent, the objects and a cluster to serve.
+fn initrd(tree: &Tree) -> Result<PathBuf> {
+    let mut cargo = build::cargo(tree, "build");
+    cargo.args(["--package", "lb-tests", "--bin", "vm_guest"]);
+    run::live(cargo).context("building the guest")?;
+
+    let mut files = Initramfs::default();
+    files.program("init", &tree.target.join("debug/vm_guest"))?;
+    files.program("lb-agent", &tree.agent())?;
+    files.program(
+        "bin/ip",
+        &toolchain::find("ip").context("ip is not on PATH")?,
+    )?;
+    for bin in build::further_programs(tree)? {
+        files.file(&format!("lb-ebpf-{bin}.o"), &tree.object_of(&bin))?;
+    }
+    files.folder("objects", &tree.root.join("examples/cross-zone"))?;
+
+    let path = tree.target.join("vm/initrd");
+    fs::write(&path, files.packed()).with_context(|| path.display().to_string())?;
+    Ok(path)
+}
+
+fn boot(kernel: &Kernel, mode: &Mode, image: &PathBuf, initrd: &PathBuf) -> Result<Tally> {
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args(["-accel", "tcg", "-m", "768", "-no-reboot", "-nic", "none"]);
+    // With -nographic the firmware would write its screen into the guest's first line.
+    qemu.args(["-display", "none", "-serial", "stdio"]);
+    qemu.args(["-smp", &mode.cpus.to_string()]);
+    qemu.arg("-kernel").arg(image).arg("-initrd").arg(initrd);
+    qemu.arg("-append").arg(format!(
+        "console=ttyS0 quiet panic=-1 nearhop.test={}",
+        mode.name
+    ));
+    run::say_command(&qemu);
+
+    let mut guest = Guest::new(kernel.version, mode.name);
+    let status = run::stream(qemu, LIMIT, |event| {
+        if let Event::Line(line) = event {
+            guest.line(line);
+        }
+    });
+    match status {
+        Ok(status) => ensure!(status.success(), "qemu: {status}"),
+        Err(error) => run::say_error(&error),
+    }
+    Ok(guest.finish())
+}
+
+/// Reads a guest's console.
+struct Guest {
+    name: String,
+    tally: Tally,
+    done: bool,
+}
+
+impl Guest {
+    fn new(version: &str, mode: &str) -> Self {
+        Self {
+            name: format!("{version}/{mode}"),
+            tally: Tally::default(),
+            done: false,
+        }
+    }
+
+    fn line(&mut self, line: &str) {
+        eprintln!("{} | {line}", self.name);
+        match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
+            ("PASS", _) => self.tally.pass(),
+            ("FAIL", what) => self.tally.fail(&format!("{}: {what}", self.name)),
+            ("SKIP", what) => self.tally.skip(&format!("{}: {what}", self.name)),
+            ("DONE", "") => self.done = true,
+            _ => {}
+        }
+    }
+
+    fn finish(mut self) -> Tally {
+        if !self.done {
+            self.tally.fail(&format!(
+                "{}: the guest ended without DONE, see its console",
+                self.name
+            ));
+        }
+        self.tally
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(console: &str) -> Tally {
+        let mut guest = Guest::new("5.10", "load");
+        console.lines().for_each(|line| guest.line(line));
+        guest.finish()
+    }
+
+    #[test]
+    fn a_guest_is_counted_by_what_it_says() {
+        let tally =
+            read("[ 0.1] booting\nPASS boot\nFAIL connect: refused\nSKIP walk: none\r\nDONE");
+        assert_eq!(tally.to_string(), "1 passed, 1 failed, 1 skipped");
+        assert_eq!(tally.notes()[0], "FAIL 5.10/load: connect: refused");
+    }
+
+    #[test]
+    fn a_guest_that_dies_is_a_failure_whatever_it_said_before() {
+        assert_eq!(
+            read("PASS boot\nKernel panic").to_string(),
+            "1 passed, 1 failed, 0 skipped"
+        );
+    }
+}
