@@ -10,6 +10,7 @@ mod build;
 mod run;
 mod tally;
 mod test;
+mod tidy;
 mod toolchain;
 mod tree;
 mod vm;
@@ -28,6 +29,7 @@ struct Cli {
 enum Task {
     Build(build::Args),
     Test(test::Args),
+    Tidy(tidy::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -50,5 +52,6 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Build(args) => build::build(&args),
         Task::Test(args) => test::test(&args),
+        Task::Tidy(args) => tidy::tidy(&args),
     }
 }
