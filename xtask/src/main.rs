@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod btf;
 mod build;
+mod check;
 mod run;
 mod tally;
 mod test;
@@ -29,6 +30,7 @@ struct Cli {
 enum Task {
     Build(build::Args),
     Test(test::Args),
+    Check(check::Args),
     Tidy(tidy::Args),
 }
 
@@ -36,7 +38,8 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask build                    target/lb-ebpf.o and target/release/lb-agent
   cargo xtask test --only unit         what needs no root
-  cargo xtask test --kernel 5.10       everything on the oldest kernel";
+  cargo xtask test --kernel 5.10       everything on the oldest kernel
+  cargo xtask check --fix              what CI checks, repaired where that is possible";
 
 fn main() -> ExitCode {
     match perform(Cli::parse().task) {
@@ -52,6 +55,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Build(args) => build::build(&args),
         Task::Test(args) => test::test(&args),
+        Task::Check(args) => check::check(&args),
         Task::Tidy(args) => tidy::tidy(&args),
     }
 }
