@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod btf;
 mod build;
 mod check;
+mod demo;
 mod run;
 mod tally;
 mod test;
@@ -29,6 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     Build(build::Args),
+    Demo(demo::Args),
     Test(test::Args),
     Check(check::Args),
     Tidy(tidy::Args),
@@ -37,6 +39,7 @@ enum Task {
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask build                    target/lb-ebpf.o and target/release/lb-agent
+  cargo xtask demo                     traffic between zones, before and after topology hints
   cargo xtask test --only unit         what needs no root
   cargo xtask test --kernel 5.10       everything on the oldest kernel
   cargo xtask check --fix              what CI checks, repaired where that is possible";
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Build(args) => build::build(&args),
+        Task::Demo(args) => demo::demo(&args),
         Task::Test(args) => test::test(&args),
         Task::Check(args) => check::check(&args),
         Task::Tidy(args) => tidy::tidy(&args),
