@@ -1,0 +1,268 @@
+//! A real agent on a simulated node, known only by its command line: the lab tests what is shipped.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{
+    lab::Node,
+    must,
+    objects::Objects,
+    wait,
+    worker::{Place, lock},
+};
+
+/// The agent under test: `NEARHOP_AGENT`, or what `cargo xtask build` leaves.
+pub fn program() -> anyhow::Result<PathBuf> {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/lb-agent");
+    let path = std::env::var_os("NEARHOP_AGENT").map_or_else(built, PathBuf::from);
+    ensure!(
+        path.is_file(),
+        "no agent at {}: build it with `cargo xtask build`, or name it in NEARHOP_AGENT",
+        path.display()
+    );
+    Ok(path)
+}
+
+impl Node {
+    /// Starts `lb-agent run` and waits until it has programmed these objects.
+    #[must_use]
+    pub fn agent(&self, objects: &Objects) -> Arc<Agent> {
+        self.agent_with(objects, &[])
+    }
+
+    /// The same with more flags.
+    #[must_use]
+    pub fn agent_with(&self, objects: &Objects, flags: &[&str]) -> Arc<Agent> {
+        let agent = self.start_agent(self.run_command(objects, flags, &[]));
+        must(agent.wait_ready());
+        agent
+    }
+
+    /// Starts an agent that is not expected to become ready.
+    #[must_use]
+    pub fn start_agent(&self, command: Command) -> Arc<Agent> {
+        let agent = Arc::new(must(Agent::start(self, command)));
+        self.lab().track_agent(&agent);
+        agent
+    }
+
+    /// `lb-agent run` for this node, with these flags and without these capabilities.
+    #[must_use]
+    pub fn run_command(&self, objects: &Objects, flags: &[&str], without: &[&str]) -> Command {
+        let mut command = must(self.host().place().command(&must(program()), without));
+        command.args(["run", "--node", self.name()]);
+        command.arg("--objects").arg(objects.dir());
+        command.arg("--cgroup").arg(self.cgroup());
+        command.arg("--pin-path").arg(self.pin_path());
+        command.args(flags);
+        command
+    }
+
+    /// Other `lb-agent` commands as processes of this node.
+    #[must_use]
+    pub fn cli(&self) -> Cli {
+        Cli {
+            place: self.host().place().clone(),
+            pin_path: self.pin_path(),
+        }
+    }
+}
+
+/// `lb-agent` commands on one node, run to their end.
+#[derive(Clone, Debug)]
+pub struct Cli {
+    place: Place,
+    pin_path: PathBuf,
+}
+
+impl Cli {
+    #[must_use]
+    pub fn run(&self, args: &[&str]) -> Output {
+        let mut command = must(self.place.command(&must(program()), &[]));
+        must(command.args(args).output().context("run lb-agent"))
+    }
+
+    /// A command that looks at this node's pins.
+    #[must_use]
+    pub fn on_pins(&self, args: &[&str]) -> Output {
+        let pin_path = self
+            .pin_path
+            .to_str()
+            .expect("the lab's paths are plain ASCII");
+        self.run(&[args, &["--pin-path", pin_path]].concat())
+    }
+
+    /// `lb-agent status -o json`, or what it said where it could not tell.
+    pub fn status(&self) -> Result<Value, String> {
+        json(&self.on_pins(&["status", "-o", "json"]))
+    }
+
+    /// `lb-agent services -o json`, or what it said where it could not tell.
+    pub fn services(&self) -> Result<Value, String> {
+        json(&self.on_pins(&["services", "-o", "json"]))
+    }
+}
+
+fn json(output: &Output) -> Result<Value, String> {
+    if !output.status.success() {
+        return Err(format!(
+            "{}: {}",
+            output.status,
+            text(&output.stderr).trim()
+        ));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
+}
+
+/// What a program printed.
+#[must_use]
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A running `lb-agent run`.
+#[derive(Debug)]
+pub struct Agent {
+    node: String,
+    cli: Cli,
+    log: PathBuf,
+    child: Mutex<Child>,
+}
+
+impl Agent {
+    fn start(node: &Node, mut command: Command) -> anyhow::Result<Self> {
+        let log = node.lab().dir().join(format!("agent-{}.log", node.name()));
+        let file = File::options().create(true).append(true).open(&log);
+        let file = file.with_context(|| format!("open {}", log.display()))?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .context("start lb-agent")?;
+        Ok(Self {
+            node: node.name().to_owned(),
+            cli: node.cli(),
+            log,
+            child: Mutex::new(child),
+        })
+    }
+
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        lock(&self.child).id()
+    }
+
+    /// Waits until this process, not its predecessor, says that it is ready.
+    pub fn wait_ready(&self) -> anyhow::Result<()> {
+        let (node, own) = (&self.node, u64::from(self.id()));
+        let ended = wait::until(&format!("agent {node} to be ready"), wait::PATIENCE, || {
+            if let Some(status) = self.exit_status() {
+                return Ok(Some(status));
+            }
+            let status = self.cli.status()?;
+            let ready = status["ready"] == true && status["pid"].as_u64() == Some(own);
+            if ready {
+                Ok(None)
+            } else {
+                Err(status.to_string())
+            }
+        })
+        .with_context(|| self.log())?;
+        if let Some(status) = ended {
+            bail!(
+                "agent {node} ended with {status} before it was ready:\n{}",
+                self.log()
+            );
+        }
+        Ok(())
+    }
+
+    /// Changes the objects and waits until the agent has programmed them.
+    pub fn programs(&self, change: impl FnOnce()) {
+        let before = must(self.syncs());
+        change();
+        must(wait::until(
+            "the agent to program a change",
+            wait::PATIENCE,
+            || {
+                let syncs = self.syncs()?;
+                if syncs > before {
+                    Ok(())
+                } else {
+                    Err(format!("{syncs} syncs, as before"))
+                }
+            },
+        ));
+    }
+
+    fn syncs(&self) -> Result<u64, String> {
+        let status = self.cli.status()?;
+        let syncs = status["syncs"].as_u64();
+        syncs.ok_or_else(|| format!("no number `syncs` in the status: {status}"))
+    }
+
+    /// The end of the process, if it has ended.
+    #[must_use]
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        must(lock(&self.child).try_wait())
+    }
+
+    /// Waits for the process to end by itself.
+    #[must_use]
+    pub fn wait_exit(&self) -> ExitStatus {
+        must(wait::until("the agent to end", wait::PATIENCE, || {
+            self.exit_status().ok_or("it runs")
+        }))
+    }
+
+    /// SIGTERM, and the status it ends with.
+    #[must_use]
+    pub fn terminate(&self) -> ExitStatus {
+        let pid = Pid::from_child(&lock(&self.child));
+        must(kill_process(pid, Signal::TERM));
+        self.wait_exit()
+    }
+
+    /// SIGKILL. What it pinned goes on working.
+    pub fn kill(&self) -> anyhow::Result<()> {
+        let mut child = lock(&self.child);
+        child.kill().context("kill an agent")?;
+        child.wait().context("wait for an agent")?;
+        Ok(())
+    }
+
+    /// What it has logged so far; agents that follow each other on a node share the file.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_else(|error| format!("no log: {error}"))
+    }
+
+    /// What a failed test prints about this node.
+    pub(crate) fn report(&self) -> String {
+        let show = |args| {
+            let output = self.cli.on_pins(args);
+            format!(
+                "$ lb-agent {}\n{}{}",
+                args.join(" "),
+                text(&output.stdout),
+                text(&output.stderr)
+            )
+        };
+        format!(
+            "node {}:\n{}{}agent's log:\n{}",
+            self.node,
+            show(&["services"]),
+            show(&["status"]),
+            self.log()
+        )
+    }
+}

@@ -1,0 +1,187 @@
+//! What an application in a pod does with sockets. Each method is one socket call or one exchange,
+//! and an error is the errno the application gets.
+
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+
+use rustix::io::Errno;
+use serde::de::DeserializeOwned;
+
+use crate::{
+    lab::Pod,
+    must,
+    protocol::{Answer, Datagram, Family, Load, Request, Serve, SocketId, Tally, Transport},
+    worker::Pending,
+};
+
+/// The IPv4 address as an `AF_INET6` socket names it: `[::ffff:a.b.c.d]:port`.
+#[must_use]
+pub fn mapped(addr: impl ToSocketAddrs) -> SocketAddr {
+    match address(addr) {
+        SocketAddr::V4(v4) => {
+            let ip: Ipv6Addr = v4.ip().to_ipv6_mapped();
+            SocketAddrV6::new(ip, v4.port(), 0, 0).into()
+        }
+        v6 @ SocketAddr::V6(_) => v6,
+    }
+}
+
+/// `"10.96.0.10:80"` or anything else that is an address already.
+#[must_use]
+pub fn address(addr: impl ToSocketAddrs) -> SocketAddr {
+    let mut addresses = must(addr.to_socket_addrs());
+    addresses.next().expect("a literal address is one address")
+}
+
+impl Pod {
+    /// Answers at this port, over IPv4 and IPv6, until the lab ends.
+    pub fn serve(&self, serve: Serve, port: u16) {
+        for at in [self.at(port), self.at6(port)] {
+            let listening = self.call::<()>(&Request::Serve { serve, at });
+            must(listening.map_err(|errno| format!("serve at {at}: {errno}")));
+        }
+    }
+
+    /// How many requests the server at this port has answered, over both families.
+    #[must_use]
+    pub fn answered(&self, serve: Serve, port: u16) -> u32 {
+        let count = |at| must(self.call::<u32>(&Request::Answered { serve, at }));
+        count(self.at(port)) + count(self.at6(port))
+    }
+
+    /// A TCP connection.
+    pub fn tcp(&self, to: impl ToSocketAddrs) -> Result<Socket<'_>, Errno> {
+        self.connected(Transport::Tcp, address(to))
+    }
+
+    /// A connected UDP socket.
+    pub fn udp(&self, to: impl ToSocketAddrs) -> Result<Socket<'_>, Errno> {
+        self.connected(Transport::Udp, address(to))
+    }
+
+    /// An unconnected UDP socket.
+    #[must_use]
+    pub fn udp_socket(&self, family: Family) -> Socket<'_> {
+        self.open(Transport::Udp, family)
+    }
+
+    /// Whole exchanges, one after the other, each on a connection of its own.
+    #[must_use]
+    pub fn load(&self, serve: Serve, to: impl ToSocketAddrs, count: u32) -> Tally {
+        self.start_load(serve, to, count, 1).finish()
+    }
+
+    /// The same, shared by several clients and while the test goes on.
+    #[must_use]
+    pub fn start_load(
+        &self,
+        serve: Serve,
+        to: impl ToSocketAddrs,
+        count: u32,
+        clients: u32,
+    ) -> RunningLoad<'_> {
+        let load = Load {
+            to: address(to),
+            serve,
+            count,
+            clients,
+        };
+        RunningLoad {
+            pending: must(self.worker().begin(&Request::Load(load))),
+        }
+    }
+
+    fn connected(&self, transport: Transport, to: SocketAddr) -> Result<Socket<'_>, Errno> {
+        let socket = self.open(transport, Family::of(to));
+        socket.connect(to)?;
+        Ok(socket)
+    }
+
+    fn open(&self, transport: Transport, family: Family) -> Socket<'_> {
+        let id = must(self.call(&Request::Open { transport, family }));
+        Socket { pod: self, id }
+    }
+
+    fn call<T: DeserializeOwned>(&self, request: &Request) -> Result<T, Errno> {
+        must(self.worker().ask(request))
+    }
+}
+
+/// A socket in a pod, closed on drop.
+#[derive(Debug)]
+pub struct Socket<'a> {
+    pod: &'a Pod,
+    id: SocketId,
+}
+
+/// What `recvfrom` gave: the sender as the kernel shows it, and the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// `None` for a TCP socket.
+    pub from: Option<SocketAddr>,
+    pub answer: Answer,
+}
+
+impl Socket<'_> {
+    pub fn connect(&self, to: impl ToSocketAddrs) -> Result<(), Errno> {
+        let (socket, to) = (self.id, address(to));
+        self.pod.call(&Request::Connect { socket, to })
+    }
+
+    pub fn send(&self, text: &str) -> Result<(), Errno> {
+        let (socket, text) = (self.id, text.to_owned());
+        self.pod.call(&Request::Send {
+            socket,
+            to: None,
+            text,
+        })
+    }
+
+    pub fn send_to(&self, to: impl ToSocketAddrs, text: &str) -> Result<(), Errno> {
+        let (socket, to, text) = (self.id, Some(address(to)), text.to_owned());
+        self.pod.call(&Request::Send { socket, to, text })
+    }
+
+    pub fn receive(&self) -> Result<Received, Errno> {
+        let socket = self.id;
+        let Datagram { from, text } = self.pod.call(&Request::Receive { socket })?;
+        let answer = must(serde_json::from_str(&text));
+        Ok(Received { from, answer })
+    }
+
+    /// Sends on a connected socket and takes the answer.
+    pub fn ask(&self, text: &str) -> Result<Answer, Errno> {
+        self.send(text)?;
+        self.receive().map(|received| received.answer)
+    }
+
+    pub fn peer_name(&self) -> Result<SocketAddr, Errno> {
+        self.pod.call(&Request::PeerName { socket: self.id })
+    }
+
+    pub fn local_name(&self) -> Result<SocketAddr, Errno> {
+        self.pod.call(&Request::LocalName { socket: self.id })
+    }
+}
+
+impl Drop for Socket<'_> {
+    fn drop(&mut self) {
+        // The worker may be gone when a failed test unwinds; its sockets are closed then, too.
+        let _ = self
+            .pod
+            .worker()
+            .ask::<()>(&Request::Close { socket: self.id });
+    }
+}
+
+/// A load that runs while the test does something else. The pod takes no other request meanwhile.
+#[derive(Debug)]
+pub struct RunningLoad<'a> {
+    pending: Pending<'a>,
+}
+
+impl RunningLoad<'_> {
+    #[must_use]
+    pub fn finish(self) -> Tally {
+        must(must(self.pending.reply()))
+    }
+}
