@@ -21,7 +21,11 @@ use crate::{
 
 /// The agent under test: `NEARHOP_AGENT`, or what `cargo xtask build` leaves.
 pub fn program() -> anyhow::Result<PathBuf> {
-    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/lb-agent");
+    let built = || {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+        let workspace = workspace.expect("tests/ lies in the workspace");
+        workspace.join("target/release/lb-agent")
+    };
     let path = std::env::var_os("NEARHOP_AGENT").map_or_else(built, PathBuf::from);
     ensure!(
         path.is_file(),
@@ -122,6 +126,23 @@ fn json(output: &Output) -> Result<Value, String> {
     serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
 }
 
+/// Changes the objects and waits until every one of these agents has programmed them.
+pub fn all_program(agents: &[&Agent], change: impl FnOnce()) {
+    let before: Vec<_> = agents.iter().map(|agent| must(agent.syncs())).collect();
+    change();
+    for (agent, before) in agents.iter().zip(before) {
+        let what = format!("agent {} to program a change", agent.node);
+        must(wait::until(&what, wait::PATIENCE, || {
+            let syncs = agent.syncs()?;
+            if syncs > before {
+                Ok(())
+            } else {
+                Err(format!("{syncs} syncs, as before"))
+            }
+        }));
+    }
+}
+
 /// What a program printed.
 #[must_use]
 pub fn text(bytes: &[u8]) -> String {
@@ -188,20 +209,7 @@ impl Agent {
 
     /// Changes the objects and waits until the agent has programmed them.
     pub fn programs(&self, change: impl FnOnce()) {
-        let before = must(self.syncs());
-        change();
-        must(wait::until(
-            "the agent to program a change",
-            wait::PATIENCE,
-            || {
-                let syncs = self.syncs()?;
-                if syncs > before {
-                    Ok(())
-                } else {
-                    Err(format!("{syncs} syncs, as before"))
-                }
-            },
-        ));
+        all_program(&[self], change);
     }
 
     fn syncs(&self) -> Result<u64, String> {

@@ -106,9 +106,19 @@ impl Lab {
         &self.inner.name
     }
 
-    /// Undoes everything, once. For a program that ends by a signal; otherwise dropping does it.
+    /// Undoes everything, once; dropping the last handle does the same.
     pub fn undo(&self) {
         self.inner.undo();
+    }
+
+    /// The same for a signal's thread, which does not keep the lab alive.
+    pub fn undo_from_elsewhere(&self) -> impl Fn() + Send + 'static {
+        let inner = Arc::downgrade(&self.inner);
+        move || {
+            if let Some(inner) = inner.upgrade() {
+                inner.undo();
+            }
+        }
     }
 
     pub(crate) fn track_agent(&self, agent: &Arc<Agent>) {

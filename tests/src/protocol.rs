@@ -85,18 +85,27 @@ pub enum Request {
     Close {
         socket: SocketId,
     },
-    /// Replies with a [`Tally`].
-    Load(Load),
+    /// This many exchanges one after the other. Replies with a [`Tally`].
+    Load {
+        target: Target,
+        count: u32,
+    },
+    /// Exchanges by several clients at once, until the load is finished.
+    StartLoad {
+        target: Target,
+        clients: u32,
+    },
+    /// Lets the load go on until it has had so many exchanges. Replies with a [`Tally`].
+    FinishLoad {
+        at_least: u32,
+    },
 }
 
-/// Many whole exchanges, each on a socket of its own.
+/// What a load talks to, each time with a socket of its own.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct Load {
+pub struct Target {
     pub to: SocketAddr,
     pub serve: Serve,
-    pub count: u32,
-    /// How many clients share the work.
-    pub clients: u32,
 }
 
 /// The value that the request asks for, or the errno of the socket call that failed.
@@ -120,7 +129,7 @@ pub struct Answer {
     pub text: String,
 }
 
-/// What came of a [`Load`].
+/// What came of a load.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     pub answers: BTreeMap<SocketAddr, u32>,

@@ -9,8 +9,7 @@ use serde::de::DeserializeOwned;
 use crate::{
     lab::Pod,
     must,
-    protocol::{Answer, Datagram, Family, Load, Request, Serve, SocketId, Tally, Transport},
-    worker::Pending,
+    protocol::{Answer, Datagram, Family, Request, Serve, SocketId, Tally, Target, Transport},
 };
 
 /// The IPv4 address as an `AF_INET6` socket names it: `[::ffff:a.b.c.d]:port`.
@@ -64,30 +63,30 @@ impl Pod {
         self.open(Transport::Udp, family)
     }
 
-    /// Whole exchanges, one after the other, each on a connection of its own.
+    /// So many exchanges one after the other, each on a socket of its own.
     #[must_use]
     pub fn load(&self, serve: Serve, to: impl ToSocketAddrs, count: u32) -> Tally {
-        self.start_load(serve, to, count, 1).finish()
+        let target = Target {
+            to: address(to),
+            serve,
+        };
+        must(self.call(&Request::Load { target, count }))
     }
 
-    /// The same, shared by several clients and while the test goes on.
+    /// Exchanges by several clients at once while the test goes on. One such load per pod.
     #[must_use]
     pub fn start_load(
         &self,
         serve: Serve,
         to: impl ToSocketAddrs,
-        count: u32,
         clients: u32,
     ) -> RunningLoad<'_> {
-        let load = Load {
+        let target = Target {
             to: address(to),
             serve,
-            count,
-            clients,
         };
-        RunningLoad {
-            pending: must(self.worker().begin(&Request::Load(load))),
-        }
+        must(self.call::<()>(&Request::StartLoad { target, clients }));
+        RunningLoad { pod: self }
     }
 
     fn connected(&self, transport: Transport, to: SocketAddr) -> Result<Socket<'_>, Errno> {
@@ -173,15 +172,16 @@ impl Drop for Socket<'_> {
     }
 }
 
-/// A load that runs while the test does something else. The pod takes no other request meanwhile.
+/// A load that runs until it is finished.
 #[derive(Debug)]
 pub struct RunningLoad<'a> {
-    pending: Pending<'a>,
+    pod: &'a Pod,
 }
 
 impl RunningLoad<'_> {
+    /// Ends the load, but not before it has had so many exchanges.
     #[must_use]
-    pub fn finish(self) -> Tally {
-        must(must(self.pending.reply()))
+    pub fn finish(self, at_least: u32) -> Tally {
+        must(self.pod.call(&Request::FinishLoad { at_least }))
     }
 }

@@ -101,19 +101,13 @@ impl Worker {
 
     /// The value that the request asks for, or the errno of the socket call.
     pub fn ask<T: DeserializeOwned>(&self, request: &Request) -> anyhow::Result<Result<T, Errno>> {
-        self.begin(request)?.reply()
-    }
-
-    /// Sends the request; the reply is awaited later, and other requests wait until then.
-    pub fn begin(&self, request: &Request) -> anyhow::Result<Pending<'_>> {
-        let mut lines = lock(&self.lines);
-        let mut line = serde_json::to_string(request).context("write a request")?;
-        line.push('\n');
-        lines
-            .requests
-            .write_all(line.as_bytes())
-            .with_context(|| format!("ask the worker for {request:?}: it has ended"))?;
-        Ok(Pending { lines })
+        let Reply(outcome) = lock(&self.lines).exchange(request)?;
+        match outcome.map_err(Errno::from_raw_os_error) {
+            Ok(value) => serde_json::from_value(value)
+                .map(Ok)
+                .with_context(|| format!("a worker's reply to {request:?}")),
+            Err(errno) => Ok(Err(errno)),
+        }
     }
 
     pub fn kill(&self) -> anyhow::Result<()> {
@@ -124,30 +118,21 @@ impl Worker {
     }
 }
 
-/// A request under way.
-#[derive(Debug)]
-pub struct Pending<'a> {
-    lines: MutexGuard<'a, Lines>,
-}
-
-impl Pending<'_> {
-    pub fn reply<T: DeserializeOwned>(mut self) -> anyhow::Result<Result<T, Errno>> {
-        let mut line = String::new();
-        self.lines
-            .replies
+impl Lines {
+    fn exchange(&mut self, request: &Request) -> anyhow::Result<Reply> {
+        let mut line = serde_json::to_string(request).context("write a request")?;
+        line.push('\n');
+        let asked = self.requests.write_all(line.as_bytes());
+        asked.with_context(|| format!("ask the worker for {request:?}: it has ended"))?;
+        line.clear();
+        self.replies
             .read_line(&mut line)
             .context("read a worker's reply")?;
         ensure!(
             !line.is_empty(),
-            "a worker ended without a reply; its message is above"
+            "a worker ended at {request:?}; its message is above"
         );
-        let Reply(outcome) = serde_json::from_str(&line).context("a worker's reply")?;
-        match outcome.map_err(Errno::from_raw_os_error) {
-            Ok(value) => serde_json::from_value(value)
-                .map(Ok)
-                .context("a worker's reply"),
-            Err(errno) => Ok(Err(errno)),
-        }
+        serde_json::from_str(&line).with_context(|| format!("a worker's reply to {request:?}"))
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{fs, panic, path::Path};
 
-use lb_tests::{Lab, Serve, protocol::Family, sweep, traffic::mapped};
+use lb_tests::{Lab, Serve, protocol::Family, sweep, traffic::mapped, wait};
 use rustix::io::Errno;
 
 #[test]
@@ -79,15 +79,32 @@ fn a_load_counts_answers_and_errors() {
     let (server, client) = (node.pod("10.0.1.5"), node.pod("10.0.1.9"));
     server.serve(Serve::Tcp, 8080);
 
-    let answered = client
-        .start_load(Serve::Tcp, server.at(8080), 100, 3)
-        .finish();
+    let answered = client.load(Serve::Tcp, server.at(8080), 100);
     let refused = client.load(Serve::Tcp, server.at(8081), 7);
 
     assert_eq!(answered.of(server.at(8080)), 100, "{answered:?}");
     assert_eq!(answered.order.len(), 100);
     assert_eq!(refused.errors.values().sum::<u32>(), 7, "{refused:?}");
     assert_eq!(refused.answered(), 0);
+}
+
+#[test]
+fn a_load_goes_on_until_it_is_finished() {
+    let lab = Lab::new();
+    let node = lab.node("a");
+    let (server, client) = (node.pod("10.0.1.5"), node.pod("10.0.1.9"));
+    server.serve(Serve::Tcp, 8080);
+
+    let load = client.start_load(Serve::Tcp, server.at(8080), 3);
+    wait::until("some answers", wait::PATIENCE, || {
+        let answered = server.answered(Serve::Tcp, 8080);
+        if answered > 50 { Ok(()) } else { Err(answered) }
+    })
+    .unwrap();
+    let tally = load.finish(1_000);
+
+    assert!(tally.of(server.at(8080)) >= 1_000, "{tally:?}");
+    assert!(tally.errors.is_empty(), "{tally:?}");
 }
 
 #[test]

@@ -6,17 +6,21 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
     os::fd::OwnedFd,
-    thread,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
-use lb_tests::protocol::{Answer, Datagram, Family, Load, Serve, SocketId, Tally, Transport};
+use lb_tests::protocol::{Answer, Datagram, Family, Serve, SocketId, Tally, Target, Transport};
 use rustix::{
     io::{Errno, Result},
     net::{
         AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketType,
-        sockopt::{Timeout, set_socket_timeout},
+        sockopt::{Timeout, set_socket_linger, set_socket_timeout},
     },
 };
 
@@ -108,38 +112,79 @@ fn ip(name: SocketAddrAny) -> Option<SocketAddr> {
     SocketAddr::try_from(name).ok()
 }
 
-/// Runs a load, its exchanges shared evenly by its clients.
-pub(crate) fn run(load: Load) -> Tally {
-    let clients = load.clients.max(1);
-    let share = |client| load.count / clients + u32::from(client < load.count % clients);
-    thread::scope(|scope| {
-        let running: Vec<_> = (0..clients)
-            .map(|client| scope.spawn(move || exchanges(load, share(client))))
-            .collect();
-        let mut total = Tally::default();
-        for client in running {
-            total.merge(client.join().expect("an exchange reports errors as values"));
-        }
-        total
-    })
-}
-
-fn exchanges(load: Load, count: u32) -> Tally {
+/// So many exchanges one after the other.
+pub(crate) fn load(target: Target, count: u32) -> Tally {
     let mut tally = Tally::default();
     for _ in 0..count {
-        tally.count(exchange(load).map_err(|error| format!("{error:#}")));
+        exchange_once(target, &mut tally);
     }
     tally
 }
 
-fn exchange(load: Load) -> anyhow::Result<SocketAddr> {
-    let transport = match load.serve {
+/// The load that runs while other requests are answered.
+#[derive(Default)]
+pub(crate) struct Background {
+    running: Option<Running>,
+}
+
+struct Running {
+    had: Arc<AtomicU32>,
+    /// `u32::MAX` until the load is to be finished.
+    at_least: Arc<AtomicU32>,
+    clients: Vec<JoinHandle<Tally>>,
+}
+
+impl Background {
+    pub(crate) fn start(&mut self, target: Target, clients: u32) -> Result<()> {
+        if self.running.is_some() {
+            return Err(Errno::BUSY);
+        }
+        let (had, at_least) = (Arc::default(), Arc::new(AtomicU32::new(u32::MAX)));
+        let client = |_| {
+            let (had, at_least) = (Arc::clone(&had), Arc::clone(&at_least));
+            thread::spawn(move || exchanges(target, &had, &at_least))
+        };
+        let clients = (0..clients).map(client).collect();
+        self.running = Some(Running {
+            had,
+            at_least,
+            clients,
+        });
+        Ok(())
+    }
+
+    pub(crate) fn finish(&mut self, at_least: u32) -> Result<Tally> {
+        let running = self.running.take().ok_or(Errno::SRCH)?;
+        let wanted = at_least.max(running.had.load(Ordering::Relaxed));
+        running.at_least.store(wanted, Ordering::Relaxed);
+        let mut total = Tally::default();
+        for client in running.clients {
+            total.merge(client.join().expect("an exchange reports errors as values"));
+        }
+        Ok(total)
+    }
+}
+
+fn exchanges(target: Target, had: &AtomicU32, at_least: &AtomicU32) -> Tally {
+    let mut tally = Tally::default();
+    while had.fetch_add(1, Ordering::Relaxed) < at_least.load(Ordering::Relaxed) {
+        exchange_once(target, &mut tally);
+    }
+    tally
+}
+
+fn exchange_once(target: Target, tally: &mut Tally) {
+    tally.count(exchange(target).map_err(|error| format!("{error:#}")));
+}
+
+fn exchange(target: Target) -> anyhow::Result<SocketAddr> {
+    let transport = match target.serve {
         Serve::Tcp | Serve::Http => Transport::Tcp,
         Serve::Udp => Transport::Udp,
     };
-    let socket = open(transport, Family::of(load.to)).context("socket")?;
-    rustix::net::connect(&socket, &load.to).context("connect")?;
-    match load.serve {
+    let socket = open(transport, Family::of(target.to)).context("socket")?;
+    rustix::net::connect(&socket, &target.to).context("connect")?;
+    match target.serve {
         Serve::Tcp => tcp(socket.into()),
         Serve::Http => http(socket.into()),
         Serve::Udp => udp(&socket.into()),
@@ -148,6 +193,9 @@ fn exchange(load: Load) -> anyhow::Result<SocketAddr> {
 
 fn tcp(mut stream: TcpStream) -> anyhow::Result<SocketAddr> {
     stream.write_all(b"who\n").context("send")?;
+    // Ended by a reset: tens of thousands of connections would otherwise wait for stray segments, each
+    // with a port of its own.
+    set_socket_linger(&stream, Some(Duration::ZERO)).context("set SO_LINGER")?;
     let mut line = String::new();
     BufReader::new(stream)
         .read_line(&mut line)

@@ -27,7 +27,7 @@ use rustix::{
 use serde::Serialize;
 use serde_json::Value;
 
-use client::Sockets;
+use client::{Background, Sockets};
 use server::Servers;
 
 #[derive(Parser)]
@@ -72,33 +72,40 @@ fn renounce(name: &str) -> anyhow::Result<()> {
 }
 
 fn serve_requests() -> anyhow::Result<()> {
-    let (mut sockets, mut servers) = (Sockets::default(), Servers::default());
+    let mut worker = Worker::default();
     for line in io::stdin().lock().lines() {
         let line = line.context("read a request")?;
         let request = serde_json::from_str(&line).with_context(|| format!("request {line}"))?;
-        say(&Reply(
-            answer(request, &mut sockets, &mut servers).map_err(Errno::raw_os_error),
-        ))?;
+        say(&Reply(worker.answer(request).map_err(Errno::raw_os_error)))?;
     }
     Ok(())
 }
 
-fn answer(
-    request: Request,
-    sockets: &mut Sockets,
-    servers: &mut Servers,
-) -> rustix::io::Result<Value> {
-    match request {
-        Request::Serve { serve, at } => value(servers.start(serve, at)?),
-        Request::Answered { serve, at } => value(servers.answered(serve, at)),
-        Request::Open { transport, family } => value(sockets.open(transport, family)?),
-        Request::Connect { socket, to } => value(sockets.connect(socket, to)?),
-        Request::Send { socket, to, text } => value(sockets.send(socket, to, &text)?),
-        Request::Receive { socket } => value(sockets.receive(socket)?),
-        Request::PeerName { socket } => value(sockets.peer_name(socket)?),
-        Request::LocalName { socket } => value(sockets.local_name(socket)?),
-        Request::Close { socket } => value(sockets.close(socket)?),
-        Request::Load(load) => value(client::run(load)),
+#[derive(Default)]
+struct Worker {
+    servers: Servers,
+    sockets: Sockets,
+    background: Background,
+}
+
+impl Worker {
+    fn answer(&mut self, request: Request) -> rustix::io::Result<Value> {
+        match request {
+            Request::Serve { serve, at } => value(self.servers.start(serve, at)?),
+            Request::Answered { serve, at } => value(self.servers.answered(serve, at)),
+            Request::Open { transport, family } => value(self.sockets.open(transport, family)?),
+            Request::Connect { socket, to } => value(self.sockets.connect(socket, to)?),
+            Request::Send { socket, to, text } => value(self.sockets.send(socket, to, &text)?),
+            Request::Receive { socket } => value(self.sockets.receive(socket)?),
+            Request::PeerName { socket } => value(self.sockets.peer_name(socket)?),
+            Request::LocalName { socket } => value(self.sockets.local_name(socket)?),
+            Request::Close { socket } => value(self.sockets.close(socket)?),
+            Request::Load { target, count } => value(client::load(target, count)),
+            Request::StartLoad { target, clients } => {
+                value(self.background.start(target, clients)?)
+            }
+            Request::FinishLoad { at_least } => value(self.background.finish(at_least)?),
+        }
     }
 }
 

@@ -1,0 +1,282 @@
+//! Cross-zone traffic before and after hints, on real sockets: two simulated nodes in two zones, one
+//! agent on each, and the files of `examples/cross-zone`. Started by `cargo xtask demo`.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    io::{self, IsTerminal},
+    net::Ipv4Addr,
+    panic,
+    path::Path,
+    process::{self, Command, ExitCode},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use lb_tests::{Agent, Lab, Node, Objects, Pod, Serve, agent};
+use serde::Serialize;
+use serde_json::Value;
+
+const NODES: &str = include_str!("../../../examples/cross-zone/nodes.yaml");
+const SERVICE: &str = include_str!("../../../examples/cross-zone/service.yaml");
+const SLICE: &str = include_str!("../../../examples/cross-zone/endpointslice.yaml");
+const SLICE_WITH_HINTS: &str =
+    include_str!("../../../examples/cross-zone/endpointslice-hints.yaml");
+
+/// What the files above say.
+const FRONTEND: &str = "10.100.200.50:80";
+const ENDPOINTS: [(&str, &str); 3] = [
+    ("192.168.2.141", "a"),
+    ("192.168.2.83", "a"),
+    ("192.168.2.43", "c"),
+];
+const ENDPOINT_PORT: u16 = 8080;
+const CLIENTS: [(&str, &str); 2] = [("192.168.2.10", "a"), ("192.168.2.20", "c")];
+
+const REQUESTS: u32 = 100;
+
+/// Shows how topology hints keep traffic inside its zone, with real agents and real connections
+#[derive(Parser)]
+struct Args {
+    /// Print only the counts, as JSON: {"before":{ZONE:{ENDPOINT:COUNT}},"after":{…}}
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // The lab reports its own failures by panics; here they are errors like any other.
+    panic::set_hook(Box::new(|panic| {
+        complain(panic.payload_as_str().unwrap_or("the demo broke"));
+    }));
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Set when a signal is being obeyed.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// What breaks because the lab is being taken down is no error: the signal's thread ends the process.
+fn complain(message: &str) {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        thread::park();
+    }
+    eprintln!("error: {message}");
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    agent::program()?;
+    let lab = Lab::create()?;
+    undo_on_signal(&lab)?;
+    eprintln!("making two nodes, three servers and two clients");
+    let stage = Stage::build(&lab);
+    let before = stage.measure()?;
+    eprintln!("adding hints to the EndpointSlice");
+    stage.add_hints();
+    let after = stage.measure()?;
+    let excerpt = stage.maps()?;
+    lab.undo();
+    print(args, &Outcome { before, after }, &excerpt)
+}
+
+/// Ctrl-C and SIGTERM end the demo as if it had come to its end.
+fn undo_on_signal(lab: &Lab) -> anyhow::Result<()> {
+    let undo = lab.undo_from_elsewhere();
+    ctrlc::set_handler(move || {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+        eprintln!("interrupted: cleaning up");
+        undo();
+        process::exit(130);
+    })
+    .context("catch Ctrl-C")
+}
+
+/// Everything that takes part.
+struct Stage {
+    objects: Objects,
+    clients: Vec<(&'static str, Pod)>,
+    agents: Vec<Arc<Agent>>,
+    node: Node,
+}
+
+impl Stage {
+    fn build(lab: &Lab) -> Self {
+        let objects = lab.objects();
+        objects.write("nodes.yaml", NODES);
+        objects.write("service.yaml", SERVICE);
+        objects.write("endpointslice.yaml", SLICE);
+        let nodes =
+            BTreeMap::from(["a", "c"].map(|zone| (zone, lab.node(&format!("node-{zone}")))));
+        for (endpoint, zone) in ENDPOINTS {
+            nodes[zone].pod(endpoint).serve(Serve::Http, ENDPOINT_PORT);
+        }
+        let clients = CLIENTS
+            .map(|(addr, zone)| (zone, nodes[zone].pod(addr)))
+            .into();
+        eprintln!("starting an agent on each node");
+        let agents = nodes.values().map(|node| node.agent(&objects)).collect();
+        Self {
+            objects,
+            clients,
+            agents,
+            node: nodes["a"].clone(),
+        }
+    }
+
+    /// Sends the requests from each zone, and counts who answered.
+    fn measure(&self) -> anyhow::Result<Counts> {
+        let mut counts = Counts::new();
+        for (zone, client) in &self.clients {
+            eprintln!("{REQUESTS} requests to {FRONTEND} from a pod in zone {zone}");
+            let tally = client.load(Serve::Http, FRONTEND, REQUESTS);
+            ensure!(
+                tally.errors.is_empty(),
+                "requests from zone {zone} failed: {:?}",
+                tally.errors
+            );
+            let answers = ENDPOINTS.map(|(endpoint, _)| {
+                let addr: Ipv4Addr = endpoint.parse().expect("a literal address");
+                (endpoint, tally.of((addr, ENDPOINT_PORT).into()))
+            });
+            counts.insert(zone, answers.into());
+        }
+        Ok(counts)
+    }
+
+    /// Replaces the EndpointSlice, and waits until every agent has programmed it.
+    fn add_hints(&self) {
+        let agents: Vec<_> = self.agents.iter().map(Arc::as_ref).collect();
+        agent::all_program(&agents, || {
+            self.objects.write("endpointslice.yaml", SLICE_WITH_HINTS);
+        });
+    }
+
+    /// What `bpftool` shows of one node's maps.
+    fn maps(&self) -> anyhow::Result<String> {
+        let dir = self.node.pin_path().join("v1");
+        let mut excerpt = String::new();
+        for map in ["NAMES", "SERVICES", "BACKENDS"] {
+            let pin = dir.join(map);
+            writeln!(excerpt, "$ bpftool map dump pinned {}", pin.display())?;
+            for cell in used_cells(&pin)? {
+                writeln!(excerpt, "  {cell}")?;
+            }
+        }
+        Ok(excerpt)
+    }
+}
+
+/// The cells of a map that hold something, with the names of their fields.
+fn used_cells(pin: &Path) -> anyhow::Result<Vec<Value>> {
+    let mut bpftool = Command::new("bpftool");
+    bpftool.args(["--json", "map", "dump", "pinned"]).arg(pin);
+    let output = bpftool
+        .output()
+        .context("run bpftool: apt-get install bpftool")?;
+    let cells: Vec<Value> = serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("dump {}: {}", pin.display(), agent::text(&output.stderr)))?;
+    let formatted = cells.into_iter().map(|mut cell| cell["formatted"].take());
+    Ok(formatted.filter(|cell| !is_zero(&cell["value"])).collect())
+}
+
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_u64() == Some(0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.iter().all(is_zero),
+        Value::Object(fields) => fields.values().all(is_zero),
+    }
+}
+
+/// Client zone → endpoint → answers.
+type Counts = BTreeMap<&'static str, BTreeMap<&'static str, u32>>;
+
+#[derive(Serialize)]
+struct Outcome {
+    before: Counts,
+    after: Counts,
+}
+
+#[expect(clippy::print_stdout, reason = "this is what the program is for")]
+fn print(args: &Args, outcome: &Outcome, excerpt: &str) -> anyhow::Result<()> {
+    if args.json {
+        println!("{}", serde_json::to_string(outcome)?);
+    } else {
+        println!(
+            "\n{}\n{excerpt}",
+            table(outcome, &Paint::for_stdout())?.trim_end()
+        );
+    }
+    Ok(())
+}
+
+fn table(outcome: &Outcome, paint: &Paint) -> anyhow::Result<String> {
+    let mut out = String::new();
+    let title = format!("msu-control {FRONTEND}");
+    writeln!(out, "{title:26}{:28}after hints", "before hints")?;
+    for (_, zone) in CLIENTS {
+        writeln!(out, "\n{REQUESTS} requests from a pod in zone {zone}")?;
+        for (endpoint, endpoint_zone) in ENDPOINTS {
+            let bar = |counts: &Counts| paint.bar(counts[zone][endpoint], zone == endpoint_zone);
+            let (before, after) = (bar(&outcome.before), bar(&outcome.after));
+            writeln!(
+                out,
+                "  {endpoint:14} zone {endpoint_zone}   {before}   {after}"
+            )?;
+        }
+    }
+    let (before, after) = (crossed(&outcome.before), crossed(&outcome.after));
+    writeln!(out, "\ncross-zone answers        {before:<28}{after}")?;
+    Ok(out)
+}
+
+/// `102 of 200 (51 %)`
+fn crossed(counts: &Counts) -> String {
+    let crossed = |zone: &str| -> u32 {
+        let elsewhere = ENDPOINTS
+            .iter()
+            .filter(|(_, endpoint_zone)| *endpoint_zone != zone);
+        elsewhere.map(|(endpoint, _)| counts[zone][endpoint]).sum()
+    };
+    let total = REQUESTS * 2;
+    let crossed: u32 = CLIENTS.iter().map(|(_, zone)| crossed(zone)).sum();
+    format!("{crossed} of {total} ({} %)", crossed * 100 / total)
+}
+
+/// Bars, coloured on a terminal: green stays in its zone, red leaves it.
+struct Paint {
+    colours: bool,
+}
+
+impl Paint {
+    fn for_stdout() -> Self {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self {
+            colours: wanted && io::stdout().is_terminal(),
+        }
+    }
+
+    /// A count and its bar, 25 columns wide.
+    fn bar(&self, count: u32, same_zone: bool) -> String {
+        const WIDTH: usize = 20;
+        let filled = (count as usize * WIDTH).div_ceil(REQUESTS as usize);
+        let (bar, rest) = ("█".repeat(filled), " ".repeat(WIDTH - filled));
+        let colour = if same_zone { 32 } else { 31 };
+        match self.colours {
+            true => format!("{count:>4} \x1b[{colour}m{bar}\x1b[0m{rest}"),
+            false => format!("{count:>4} {bar}{rest}"),
+        }
+    }
+}
