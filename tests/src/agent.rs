@@ -115,6 +115,26 @@ impl Cli {
     }
 }
 
+impl Cli {
+    /// A number of the status, by its name.
+    pub fn number(&self, name: &str) -> Result<u64, String> {
+        let status = self.status()?;
+        number(&status, name)
+    }
+
+    /// How often the node's programs counted this reason.
+    pub fn counter(&self, reason: &str) -> Result<u64, String> {
+        let status = self.status()?;
+        number(&status["counters"], reason)
+    }
+}
+
+fn number(object: &Value, name: &str) -> Result<u64, String> {
+    object[name]
+        .as_u64()
+        .ok_or_else(|| format!("no number `{name}` in {object}"))
+}
+
 fn json(output: &Output) -> Result<Value, String> {
     if !output.status.success() {
         return Err(format!(
@@ -213,9 +233,7 @@ impl Agent {
     }
 
     fn syncs(&self) -> Result<u64, String> {
-        let status = self.cli.status()?;
-        let syncs = status["syncs"].as_u64();
-        syncs.ok_or_else(|| format!("no number `syncs` in the status: {status}"))
+        self.cli.number("syncs")
     }
 
     /// The end of the process, if it has ended.

@@ -28,6 +28,7 @@ pub mod lab;
 pub mod netns;
 pub mod objects;
 pub mod protocol;
+pub mod scene;
 pub mod sweep;
 pub mod traffic;
 pub mod veth;
