@@ -109,13 +109,6 @@ impl Cli {
         json(&self.on_pins(&["status", "-o", "json"]))
     }
 
-    /// `lb-agent services -o json`, or what it said where it could not tell.
-    pub fn services(&self) -> Result<Value, String> {
-        json(&self.on_pins(&["services", "-o", "json"]))
-    }
-}
-
-impl Cli {
     /// A number of the status, by its name.
     pub fn number(&self, name: &str) -> Result<u64, String> {
         let status = self.status()?;
