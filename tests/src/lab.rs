@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -154,12 +154,19 @@ impl Inner {
         mount("bpf", &bpffs, "bpf", MountFlags::empty(), None)
             .with_context(|| format!("mount bpffs on {}", bpffs.display()))?;
         cgroup::create(&self.cgroup)?;
-        lock(&self.made).namespaces.push(self.router.name.clone());
+        self.building()?.namespaces.push(self.router.name.clone());
         veth::create_router(&self.router)
     }
 
     fn next_cable(&self) -> u32 {
         self.cables.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Held while something is made: undoing waits for it, and nothing is made afterwards.
+    fn building(&self) -> anyhow::Result<MutexGuard<'_, Made>> {
+        let made = lock(&self.made);
+        ensure!(!made.undone, "lab {} is undone", self.name);
+        Ok(made)
     }
 
     fn bpffs(&self) -> PathBuf {
@@ -319,10 +326,12 @@ pub struct Pod {
 impl Pod {
     fn create(lab: &Lab, addr: Ipv4Addr, cable: u32, place: Place) -> anyhow::Result<Self> {
         let inner = &lab.inner;
-        lock(&inner.made).namespaces.push(place.netns.name.clone());
+        let mut made = inner.building()?;
+        made.namespaces.push(place.netns.name.clone());
         veth::create_pod(&place.netns, addr, &inner.router, cable)?;
         let worker = Arc::new(Worker::start(&place)?);
-        lock(&inner.made).workers.push(Arc::clone(&worker));
+        made.workers.push(Arc::clone(&worker));
+        drop(made);
         Ok(Self {
             lab: lab.clone(),
             addr,
