@@ -1,0 +1,109 @@
+//! Programs become links to a cgroup, and links are pinned: the kernel then runs the programs whether or
+//! not an agent runs. A restarted agent replaces the program of a link in place, so that no call meets
+//! none.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use aya::programs::{CgroupAttachMode, links::FdLink};
+
+use crate::datapath::{
+    cgroup::Cgroup,
+    load::Object,
+    pins::Pins,
+    sys::{CgroupLinkInfo, link_info, open_pin, update_link},
+};
+
+/// The programs, by the names that `bpftool` and the pins show. What shows addresses comes before what
+/// changes them, so that no socket is translated whose translation is not hidden.
+pub const PROGRAMS: [&str; 8] = [
+    "nh_getpeername4",
+    "nh_getpeername6",
+    "nh_recvmsg4",
+    "nh_recvmsg6",
+    "nh_sendmsg4",
+    "nh_sendmsg6",
+    "nh_connect4",
+    "nh_connect6",
+];
+
+/// Makes every link run the object's programs, in this cgroup.
+///
+/// # Errors
+///
+/// The kernel refuses a program or a link. Links made before that stay.
+pub fn attach(object: &mut Object, cgroup: &Cgroup, pins: &Pins) -> Result<()> {
+    for name in PROGRAMS {
+        attach_one(object, name, cgroup, pins).with_context(|| format!("attaching {name}"))?;
+    }
+    Ok(())
+}
+
+fn attach_one(object: &mut Object, name: &str, cgroup: &Cgroup, pins: &Pins) -> Result<()> {
+    let program = object.program(name)?;
+    if let Some((link, info)) = open_link(&pins.link(name))?
+        && info.cgroup_id == cgroup.id
+    {
+        return update_link(link.as_fd(), program.fd()?.as_fd()).context("updating the link");
+    }
+    // A link to another cgroup, or to a removed one, serves until the new one does.
+    let next = pins.next_link(name);
+    remove_if_there(&next)?;
+    // Links are always of the kind that lets others attach to the same cgroup.
+    let link = program.attach(&cgroup.folder, CgroupAttachMode::Single)?;
+    let link: FdLink = program.take_link(link)?.try_into()?;
+    link.pin(&next)
+        .with_context(|| format!("pinning {}", next.display()))?;
+    let at = pins.link(name);
+    fs::rename(&next, &at).with_context(|| format!("pinning {}", at.display()))
+}
+
+/// One attached program.
+#[derive(Clone, Debug)]
+pub struct Attached {
+    pub program: &'static str,
+    /// 0: the cgroup was removed.
+    pub cgroup_id: u64,
+}
+
+/// What is attached.
+///
+/// # Errors
+///
+/// A link is there and cannot be opened.
+pub fn attached(pins: &Pins) -> Result<Vec<Attached>> {
+    let mut attached = Vec::new();
+    for program in PROGRAMS {
+        if let Some((_, info)) = open_link(&pins.link(program))? {
+            attached.push(Attached {
+                program,
+                cgroup_id: info.cgroup_id,
+            });
+        }
+    }
+    Ok(attached)
+}
+
+/// A pinned link and what the kernel says of it; `None` if there is no pin.
+fn open_link(path: &Path) -> Result<Option<(OwnedFd, CgroupLinkInfo)>> {
+    let link = match open_pin(path) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("opening {}", path.display())),
+    };
+    let info = link_info(link.as_fd()).with_context(|| format!("asking for {}", path.display()))?;
+    Ok(Some((link, info)))
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,114 @@
+//! An array map as typed cells in memory: no system call for a read or a write, and one atomic store for
+//! what readers must see at once. Safe code over `sys::Mapping`.
+
+use std::{
+    io,
+    marker::PhantomData,
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{Relaxed, Release},
+        fence,
+    },
+};
+
+use aya::maps::MapData;
+use bytemuck::Pod;
+
+use crate::datapath::sys::Mapping;
+
+/// The cells of one array.
+#[derive(Debug)]
+pub(super) struct Cells<T> {
+    mapping: Mapping,
+    count: u32,
+    cell: PhantomData<T>,
+}
+
+impl<T: Pod> Cells<T> {
+    /// A cell is whole words: array elements lie at multiples of eight bytes.
+    const WORDS: usize = {
+        assert!(size_of::<T>().is_multiple_of(size_of::<u64>()));
+        size_of::<T>() / size_of::<u64>()
+    };
+
+    /// Maps a whole array into memory.
+    pub(super) fn open(map: &MapData) -> io::Result<Self> {
+        use std::os::fd::AsFd;
+
+        let info = map.info().map_err(io::Error::other)?;
+        if info.value_size() as usize != size_of::<T>() {
+            return Err(io::Error::other("its cells have another size"));
+        }
+        let words = info.max_entries() as usize * Self::WORDS;
+        Ok(Self {
+            mapping: Mapping::new(map.fd().as_fd(), words)?,
+            count: info.max_entries(),
+            cell: PhantomData,
+        })
+    }
+
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Reads a cell, word by word.
+    pub(super) fn read(&self, at: u32) -> io::Result<T> {
+        let mut value = T::zeroed();
+        let bytes = bytemuck::bytes_of_mut(&mut value);
+        for (to, word) in bytes.chunks_exact_mut(8).zip(self.cell(at)?) {
+            to.copy_from_slice(&word.load(Relaxed).to_ne_bytes());
+        }
+        Ok(value)
+    }
+
+    pub(super) fn read_all(&self) -> io::Result<Vec<T>> {
+        (0..self.count).map(|at| self.read(at)).collect()
+    }
+
+    /// Writes a cell, word by word: only while no reader uses it.
+    pub(super) fn write(&self, at: u32, value: &T) -> io::Result<()> {
+        for (word, from) in self.cell(at)?.iter().zip(words(value)) {
+            word.store(from, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Writes a cell that becomes valid by its word at `offset` bytes: invalid first, valid last.
+    pub(super) fn write_guarded(
+        &self,
+        at: u32,
+        value: &T,
+        offset: usize,
+        invalid: u64,
+    ) -> io::Result<()> {
+        let (cell, guard) = (self.cell(at)?, offset / 8);
+        cell[guard].store(invalid, Relaxed);
+        fence(Release);
+        for (index, from) in words(value)
+            .enumerate()
+            .filter(|(index, _)| *index != guard)
+        {
+            cell[index].store(from, Relaxed);
+        }
+        self.publish(at, offset, words(value).nth(guard).unwrap_or(invalid))
+    }
+
+    /// Stores the word at `offset` bytes of a cell, after everything written before.
+    pub(super) fn publish(&self, at: u32, offset: usize, word: u64) -> io::Result<()> {
+        self.cell(at)?[offset / 8].store(word, Release);
+        Ok(())
+    }
+
+    fn cell(&self, at: u32) -> io::Result<&[AtomicU64]> {
+        if at >= self.count {
+            let beyond = format!("there is no cell {at}: it has {}", self.count);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, beyond));
+        }
+        Ok(&self.mapping.words()[at as usize * Self::WORDS..][..Self::WORDS])
+    }
+}
+
+fn words<T: Pod>(value: &T) -> impl Iterator<Item = u64> {
+    let chunks = bytemuck::bytes_of(value).as_chunks::<8>().0;
+    chunks.iter().map(|word| u64::from_ne_bytes(*word))
+}

@@ -1,0 +1,257 @@
+//! The maps in the kernel: carries out operations on them and reads them back.
+
+use std::{collections::BTreeMap, io, mem::offset_of};
+
+use anyhow::{Context, Result};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
+use lb_common::{
+    reason::Reason,
+    tables::{
+        Backend, Frontend, FrontendKey, List, Membership, Name, Service, ServiceCidr, Slot, Status,
+        ZoneName, names,
+    },
+};
+
+use crate::{
+    datapath::{
+        cells::Cells,
+        grace::Grace,
+        pins::Pins,
+        store::{MapStore, StoreError},
+        sys::Raw,
+    },
+    tables::{Op, TableSet, set::Capacities},
+};
+
+/// All maps that the agent reads or writes.
+pub struct BpfMaps {
+    frontends: HashMap<MapData, Raw<FrontendKey>, Raw<Frontend>>,
+    frontends_max: u32,
+    services: Cells<Service>,
+    slots: Cells<Slot>,
+    backends: Cells<Backend>,
+    names: Cells<Name>,
+    zones: Cells<ZoneName>,
+    service_cidrs: Cells<ServiceCidr>,
+    counters: PerCpuArray<MapData, u64>,
+    status: Cells<Status>,
+    grace: Grace,
+}
+
+impl BpfMaps {
+    /// Opens each map as `map` finds it by its name.
+    pub(super) fn open(map: impl Fn(&'static str) -> Result<MapData>) -> Result<Self> {
+        fn cells<T: bytemuck::Pod>(name: &str, map: Result<MapData>) -> Result<Cells<T>> {
+            Cells::open(&map?).with_context(|| format!("mapping {name} into memory"))
+        }
+        let frontends = map(names::FRONTENDS)?;
+        Ok(Self {
+            frontends_max: frontends.info()?.max_entries(),
+            frontends: HashMap::try_from(aya::maps::Map::HashMap(frontends))
+                .context(names::FRONTENDS)?,
+            services: cells(names::SERVICES, map(names::SERVICES))?,
+            slots: cells(names::SLOTS, map(names::SLOTS))?,
+            backends: cells(names::BACKENDS, map(names::BACKENDS))?,
+            names: cells(names::NAMES, map(names::NAMES))?,
+            zones: cells(names::ZONES, map(names::ZONES))?,
+            service_cidrs: cells(names::SERVICE_CIDRS, map(names::SERVICE_CIDRS))?,
+            counters: PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map(names::COUNTERS)?))
+                .context(names::COUNTERS)?,
+            status: cells(names::STATUS, map(names::STATUS))?,
+            grace: Grace::choose().context("finding a way to wait for kernel readers")?,
+        })
+    }
+
+    /// Opens what is pinned.
+    ///
+    /// # Errors
+    ///
+    /// A map is not there, or not ours to open.
+    pub fn open_pinned(pins: &Pins) -> Result<Self> {
+        Self::open(|name| {
+            let path = pins.map(name);
+            MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))
+        })
+    }
+
+    #[must_use]
+    pub fn capacities(&self) -> Capacities {
+        Capacities {
+            frontends: self.frontends_max,
+            services: self.services.count(),
+            slots: self.slots.count(),
+            backends: self.backends.count(),
+        }
+    }
+
+    /// How this machine waits for kernel readers.
+    #[must_use]
+    pub fn grace_name(&self) -> String {
+        self.grace.to_string()
+    }
+
+    /// Each reason's count, over all CPUs.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let count = |reason: Reason| {
+            let per_cpu = self.counters.get(&(reason as u32), 0)?;
+            Ok((reason.name(), per_cpu.iter().sum()))
+        };
+        Reason::ALL.into_iter().map(count).collect()
+    }
+
+    /// What the agent last said of itself. Read until two readings agree, as it may be writing.
+    ///
+    /// # Errors
+    ///
+    /// The map has no cell.
+    pub fn status(&self) -> Result<Status> {
+        let mut last = self.status.read(0)?;
+        for _ in 0..8 {
+            let next = self.status.read(0)?;
+            if next == last {
+                break;
+            }
+            last = next;
+        }
+        Ok(last)
+    }
+
+    /// Says something of ourselves.
+    ///
+    /// # Errors
+    ///
+    /// The map has no cell.
+    pub fn write_status(&self, status: &Status) -> Result<()> {
+        self.status.write(0, status).context(names::STATUS)
+    }
+
+    fn write_slots(&self, base: u32, slots: &[Slot]) -> io::Result<()> {
+        (base..)
+            .zip(slots)
+            .try_for_each(|(at, slot)| self.slots.write(at, slot))
+    }
+
+    fn put_frontend(&mut self, key: FrontendKey, frontend: Frontend) -> Result<(), StoreError> {
+        match self.frontends.insert(Raw(key), Raw(frontend), 0) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(refused(names::FRONTENDS, error)),
+        }
+    }
+
+    /// An entry that is gone already is what was asked for.
+    fn delete_frontend(&mut self, key: FrontendKey) -> Result<(), StoreError> {
+        match self.frontends.remove(&Raw(key)) {
+            Ok(()) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(refused(names::FRONTENDS, error)),
+        }
+    }
+}
+
+impl MapStore for BpfMaps {
+    fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+        match op {
+            Op::WriteName { service, name } => {
+                in_map(names::NAMES, self.names.write(service.0, name))
+            }
+            Op::WriteZone { zone, name } => {
+                in_map(names::ZONES, self.zones.write(u32::from(zone.0), name))
+            }
+            Op::WriteBackend { index, backend } => {
+                let free = Membership {
+                    lists: 0,
+                    generation: backend.membership.generation,
+                };
+                let guard = offset_of!(Backend, membership);
+                let written = self
+                    .backends
+                    .write_guarded(index.0, backend, guard, free.word());
+                in_map(names::BACKENDS, written)
+            }
+            Op::WriteSlots { base, slots } => in_map(names::SLOTS, self.write_slots(*base, slots)),
+            Op::WriteCidr { at, cidr } => {
+                let guard = offset_of!(ServiceCidr, used);
+                let written = self.service_cidrs.write_guarded(*at, cidr, guard, 0);
+                in_map(names::SERVICE_CIDRS, written)
+            }
+            Op::PublishRing {
+                service,
+                list,
+                ring,
+            } => {
+                let offset = match list {
+                    List::Cluster => offset_of!(Service, cluster),
+                    List::Local => offset_of!(Service, local),
+                };
+                let published = self.services.publish(service.0, offset, ring.word());
+                in_map(names::SERVICES, published)
+            }
+            Op::PublishSettings {
+                service,
+                affinity_secs,
+                flags,
+            } => {
+                let offset = offset_of!(Service, affinity_secs);
+                let word = bytemuck::cast([*affinity_secs, *flags]);
+                in_map(
+                    names::SERVICES,
+                    self.services.publish(service.0, offset, word),
+                )
+            }
+            Op::PublishMembership { index, membership } => {
+                let offset = offset_of!(Backend, membership);
+                let published = self.backends.publish(index.0, offset, membership.word());
+                in_map(names::BACKENDS, published)
+            }
+            Op::PutFrontend { key, frontend } => self.put_frontend(*key, *frontend),
+            Op::DeleteFrontend { key } => self.delete_frontend(*key),
+        }
+    }
+
+    fn grace(&mut self) -> Result<(), StoreError> {
+        in_map("the grace period", self.grace.wait())
+    }
+
+    fn dump(&self) -> Result<TableSet, StoreError> {
+        let mut frontends = BTreeMap::new();
+        for entry in self.frontends.iter() {
+            let (key, frontend) = entry.map_err(|error| refused(names::FRONTENDS, error))?;
+            frontends.insert(key.0, frontend.0);
+        }
+        Ok(TableSet {
+            frontends,
+            frontends_max: self.frontends_max,
+            services: in_map(names::SERVICES, self.services.read_all())?,
+            slots: in_map(names::SLOTS, self.slots.read_all())?,
+            backends: in_map(names::BACKENDS, self.backends.read_all())?,
+            names: in_map(names::NAMES, self.names.read_all())?,
+            zones: in_map(names::ZONES, self.zones.read_all())?,
+            service_cidrs: in_map(names::SERVICE_CIDRS, self.service_cidrs.read_all())?,
+        })
+    }
+}
+
+fn in_map<T>(map: &'static str, done: io::Result<T>) -> Result<T, StoreError> {
+    done.map_err(|source| StoreError::Kernel { map, source })
+}
+
+/// `E2BIG` is how a hash says that it holds `max_entries`.
+fn refused(map: &'static str, error: MapError) -> StoreError {
+    if let MapError::SyscallError(error) = &error
+        && error.io_error.raw_os_error() == Some(libc::E2BIG)
+    {
+        return StoreError::Full { map };
+    }
+    StoreError::Kernel {
+        map,
+        source: io::Error::other(error),
+    }
+}

@@ -1,0 +1,173 @@
+//! Where pins lie: `<pin-path>/v1/<MAP>` and `<pin-path>/v1/links/<program>`. Pins are what keeps the
+//! data path working while no agent runs.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use lb_common::tables::{SCHEMA, names};
+use rustix::fs::statfs;
+
+use crate::datapath::attach::PROGRAMS;
+
+/// `BPF_FS_MAGIC`.
+const BPFFS: u64 = 0xcafe_4a11;
+
+/// One agent's pins.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+/// What lies there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing of ours.
+    Empty,
+    /// Maps, and no link: a start that ended before anything was attached. Nobody uses them.
+    Unfinished,
+    /// Everything is there, and serving.
+    Installed,
+    /// Links serve, and these maps cannot be found: nothing that could be carried on.
+    Broken { missing: Vec<&'static str> },
+}
+
+impl Pins {
+    #[must_use]
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder of this layout.
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.root.join(format!("v{SCHEMA}"))
+    }
+
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.folder().join("links")
+    }
+
+    #[must_use]
+    pub fn link(&self, program: &str) -> PathBuf {
+        self.links().join(program)
+    }
+
+    /// Where a link waits to take another's place. (Names with a dot are the kernel's.)
+    pub(super) fn next_link(&self, program: &str) -> PathBuf {
+        self.links().join(format!("{program}-next"))
+    }
+
+    /// What lies there.
+    #[must_use]
+    pub fn state(&self) -> State {
+        let there = |path: PathBuf| path.exists();
+        let any_link = PROGRAMS.iter().any(|program| there(self.link(program)));
+        let (found, missing): (Vec<_>, Vec<_>) = names::ALL
+            .into_iter()
+            .partition(|name| there(self.map(name)));
+        match (any_link, missing.is_empty()) {
+            (true, true) => State::Installed,
+            (true, false) => State::Broken { missing },
+            (false, _) if found.is_empty() => State::Empty,
+            (false, _) => State::Unfinished,
+        }
+    }
+
+    /// Makes the folders.
+    ///
+    /// # Errors
+    ///
+    /// The place is not on a BPF file system, or not ours to write.
+    pub fn create_folders(&self) -> Result<()> {
+        self.require_bpffs()?;
+        let links = self.links();
+        fs::create_dir_all(&links).with_context(|| format!("making {}", links.display()))
+    }
+
+    /// # Errors
+    ///
+    /// The place is not on a BPF file system, which alone can hold pins.
+    pub fn require_bpffs(&self) -> Result<()> {
+        let Some(there) = self.root.ancestors().find(|path| path.exists()) else {
+            bail!("the pin path {} is not absolute", self.root.display());
+        };
+        let found = statfs(there).with_context(|| format!("looking at {}", there.display()))?;
+        ensure!(
+            u64::try_from(found.f_type) == Ok(BPFFS),
+            "{} is not on a BPF file system, where maps and links are pinned; run \
+             `mount -t bpf bpf /sys/fs/bpf`, or give a --pin-path on one",
+            self.root.display()
+        );
+        Ok(())
+    }
+
+    /// Removes every pin of this layout and the folders, links first so that no program meets a map
+    /// that is gone. Returns what was removed.
+    ///
+    /// # Errors
+    ///
+    /// A file is not ours to remove, or somebody else put one there.
+    pub fn remove(&self) -> Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        for folder in [self.links(), self.folder()] {
+            for path in files(&folder)? {
+                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+                removed.push(path);
+            }
+            remove_folder(&folder)?;
+        }
+        Ok(removed)
+    }
+
+    /// Removes the folder above all layouts, unless another layout is in it.
+    ///
+    /// # Errors
+    ///
+    /// It is not ours to remove.
+    pub fn remove_root(&self) -> Result<()> {
+        remove_folder(&self.root)
+    }
+}
+
+/// The files in a folder, in order; none if there is no such folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("reading {}", folder.display())),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("reading {}", folder.display()))?;
+        if !entry.path().is_dir() {
+            paths.push(entry.path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound};
+
+    match fs::remove_dir(folder) {
+        Err(error) if !matches!(error.kind(), NotFound | DirectoryNotEmpty) => {
+            Err(error).with_context(|| format!("removing {}", folder.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
