@@ -29,6 +29,7 @@ pub mod netns;
 pub mod objects;
 pub mod protocol;
 pub mod scene;
+pub mod stress;
 pub mod sweep;
 pub mod traffic;
 pub mod veth;

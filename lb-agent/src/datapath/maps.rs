@@ -40,7 +40,11 @@ pub struct BpfMaps {
 
 impl BpfMaps {
     /// Opens each map as `map` finds it by its name.
-    pub(super) fn open(map: impl Fn(&'static str) -> Result<MapData>) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// A map is not there, or is not what its name says.
+    pub fn open(map: impl Fn(&'static str) -> Result<MapData>) -> Result<Self> {
         fn cells<T: bytemuck::Pod>(name: &str, map: Result<MapData>) -> Result<Cells<T>> {
             Cells::open(&map?).with_context(|| format!("mapping {name} into memory"))
         }
