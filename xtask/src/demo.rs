@@ -32,7 +32,16 @@ pub(crate) fn demo(args: &Args) -> Result<ExitCode> {
     build::objects(&tree)?;
     build::agent(&tree)?;
     let mut cargo = build::cargo(&tree, "build");
-    cargo.args(["--release", "--package", "lb-tests", "--bin", "demo"]);
+    // The demo starts its servers and clients from the second one, which lies beside it.
+    cargo.args([
+        "--release",
+        "--package",
+        "lb-tests",
+        "--bin",
+        "demo",
+        "--bin",
+        "lab_worker",
+    ]);
     run::live(cargo)?;
 
     let mut demo = run::command(tree.target.join("release/demo"));

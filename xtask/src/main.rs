@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod btf;
 mod build;
 mod check;
+mod clean_lab;
 mod demo;
 mod run;
 mod tally;
@@ -34,6 +35,7 @@ enum Task {
     Test(test::Args),
     Check(check::Args),
     Tidy(tidy::Args),
+    CleanLab(clean_lab::Args),
 }
 
 const EXAMPLES: &str = "\
@@ -61,5 +63,6 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test(args) => test::test(&args),
         Task::Check(args) => check::check(&args),
         Task::Tidy(args) => tidy::tidy(&args),
+        Task::CleanLab(args) => clean_lab::clean_lab(&args),
     }
 }
