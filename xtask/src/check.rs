@@ -1,7 +1,10 @@
 //! `cargo xtask check`: what can be said of the code without running it. All steps run; each that
 //! fails shows its output and the one command that repeats it.
 
-use std::process::{Command, ExitCode};
+use std::{
+    process::{Command, ExitCode},
+    time::Instant,
+};
 
 use anyhow::Result;
 
@@ -36,11 +39,15 @@ pub(crate) fn check(args: &Args) -> Result<ExitCode> {
 
     let mut tally = Tally::default();
     // First, because the agent embeds it.
-    count(&mut tally, "object", build::objects(&tree));
+    count(
+        &mut tally,
+        "object",
+        timed("object", || build::objects(&tree)),
+    );
     for (name, command) in steps(&tree) {
         count(&mut tally, name, run::quietly(name, command));
     }
-    count(&mut tally, "tidy", tidy::check(&tree));
+    count(&mut tally, "tidy", timed("tidy", || tidy::check(&tree)));
     tally.skip("advisories: their database is fetched from a git host; run `cargo deny check`");
 
     run::say_title("sum");
@@ -82,6 +89,13 @@ fn steps(tree: &Tree) -> Vec<(&'static str, Command)> {
         ("doc", doc),
         ("deny", deny),
     ]
+}
+
+fn timed(step: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    let result = work();
+    run::say_done(step, result.is_ok(), start.elapsed());
+    result
 }
 
 fn count(tally: &mut Tally, step: &str, result: Result<()>) {

@@ -207,7 +207,7 @@ pub(crate) fn say_title(title: &str) {
 }
 
 /// `✓ fmt (0.4 s)`: one line for one finished thing.
-fn say_done(what: &str, good: bool, took: Duration) {
+pub(crate) fn say_done(what: &str, good: bool, took: Duration) {
     let mark = match good {
         true => style("✓").green(),
         false => style("✗").red(),
@@ -244,8 +244,9 @@ impl Progress {
     }
 
     fn message(&mut self, line: &str) {
-        self.bar.set_message(line.trim().to_owned());
+        let line = console::strip_ansi_codes(line);
         line.trim().clone_into(&mut self.last_line);
+        self.bar.set_message(self.last_line.clone());
     }
 
     fn tick(&mut self) {

@@ -68,10 +68,13 @@ pub(crate) struct Libtest {
     running: Option<String>,
     /// Tests that libtest counts as passed but which said that they did not run.
     not_run: usize,
+    /// In the part that repeats every test which passed, with what it said.
+    repeating: bool,
 }
 
 impl Libtest {
-    pub(crate) fn line(&mut self, line: &str) {
+    /// Reads a line, and says whether it tells a person something new.
+    pub(crate) fn line(&mut self, line: &str) -> bool {
         let line = console::strip_ansi_codes(line);
         let line = line.trim();
         if let Some(program) = started(line) {
@@ -88,7 +91,14 @@ impl Libtest {
         } else if let Some(what) = line.strip_prefix("SKIP ") {
             self.not_run += 1;
             self.tally.skip(what);
+            return true;
         }
+        match line {
+            "successes:" => self.repeating = true,
+            "failures:" => self.repeating = false,
+            other => self.repeating &= !other.starts_with("test result: "),
+        }
+        !self.repeating
     }
 
     /// The sum, after cargo ended with `success` or without.
@@ -139,7 +149,9 @@ mod tests {
 
     fn read(success: bool, output: &str) -> Tally {
         let mut libtest = Libtest::default();
-        output.lines().for_each(|line| libtest.line(line));
+        for line in output.lines() {
+            libtest.line(line);
+        }
         libtest.finish("unit", success)
     }
 
@@ -174,6 +186,17 @@ test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
         let tally = read(true, output);
         assert_eq!(tally.to_string(), "3 passed, 0 failed, 1 skipped");
         assert_eq!(tally.notes(), ["SKIP sctp: this kernel has none"]);
+    }
+
+    #[test]
+    fn what_libtest_repeats_is_not_shown_again() {
+        let output = "test a ... ok\n\nsuccesses:\n---- b stdout ----\nSKIP b: none\nsuccesses:\n\
+                      a\nfailures:\n---- c stdout ----\nwhy\ntest result: FAILED.";
+        let mut libtest = Libtest::default();
+        let shown: Vec<_> = output.lines().filter(|line| libtest.line(line)).collect();
+        let expected = "test a ... ok\n\nSKIP b: none\nfailures:\n---- c stdout ----\nwhy\n\
+                        test result: FAILED.";
+        assert_eq!(shown.join("\n"), expected);
     }
 
     #[test]

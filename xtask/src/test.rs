@@ -154,9 +154,10 @@ fn cargo_test(tree: &Tree, stage: &str, packages: &[&str], args: &Args) -> Resul
     run::say_command(&cargo);
     let mut libtest = Libtest::default();
     let status = run::stream(cargo, STAGE_LIMIT, |event| {
-        if let Event::Line(line) = event {
+        if let Event::Line(line) = event
+            && libtest.line(line)
+        {
             eprintln!("{line}");
-            libtest.line(line);
         }
     })?;
     Ok(libtest.finish(stage, status.success()))
