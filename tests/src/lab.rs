@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     process,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -66,19 +66,20 @@ impl Lab {
         reason = "making a lab changes the machine"
     )]
     pub fn new() -> Self {
-        must(Self::create())
+        must(Self::create(|_| Ok(())))
     }
 
-    /// As [`Lab::new`], for a program that has its own way of reporting an error.
-    pub fn create() -> anyhow::Result<Self> {
+    /// For a program: `guard` gets what undoes the lab before there is anything to undo, and errors
+    /// are values.
+    pub fn create(guard: impl FnOnce(Undo) -> anyhow::Result<()>) -> anyhow::Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "the lab makes namespaces, cgroups and BPF pins: run it as root"
         );
-        let name = next_name();
         let lab = Self {
-            inner: Arc::new(Inner::planned(name)?),
+            inner: Arc::new(Inner::planned(next_name())?),
         };
+        guard(Undo(Arc::downgrade(&lab.inner)))?;
         lab.inner.make()?;
         Ok(lab)
     }
@@ -111,18 +112,20 @@ impl Lab {
         self.inner.undo();
     }
 
-    /// The same for a signal's thread, which does not keep the lab alive.
-    pub fn undo_from_elsewhere(&self) -> impl Fn() + Send + 'static {
-        let inner = Arc::downgrade(&self.inner);
-        move || {
-            if let Some(inner) = inner.upgrade() {
-                inner.undo();
-            }
-        }
-    }
-
     pub(crate) fn track_agent(&self, agent: &Arc<Agent>) {
         lock(&self.inner.made).agents.push(Arc::clone(agent));
+    }
+}
+
+/// Undoes a lab from a signal's thread. Does not keep the lab alive.
+#[derive(Clone, Debug)]
+pub struct Undo(Weak<Inner>);
+
+impl Undo {
+    pub fn undo(&self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.undo();
+        }
     }
 }
 
@@ -148,13 +151,14 @@ impl Inner {
     }
 
     fn make(&self) -> anyhow::Result<()> {
+        let mut made = self.building()?;
         let bpffs = self.bpffs();
         fs::create_dir_all(&bpffs).with_context(|| format!("make {}", bpffs.display()))?;
         // A bpffs of the lab's own: no pin can outlive its unmounting.
         mount("bpf", &bpffs, "bpf", MountFlags::empty(), None)
             .with_context(|| format!("mount bpffs on {}", bpffs.display()))?;
         cgroup::create(&self.cgroup)?;
-        self.building()?.namespaces.push(self.router.name.clone());
+        made.namespaces.push(self.router.name.clone());
         veth::create_router(&self.router)
     }
 

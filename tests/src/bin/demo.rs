@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use lb_tests::{Agent, Lab, Node, Objects, Pod, Serve, agent};
+use lb_tests::{Agent, Lab, Node, Objects, Pod, Serve, agent, lab::Undo};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -76,8 +76,7 @@ fn complain(message: &str) {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     agent::program()?;
-    let lab = Lab::create()?;
-    undo_on_signal(&lab)?;
+    let lab = Lab::create(undo_on_signal)?;
     eprintln!("making two nodes, three servers and two clients");
     let stage = Stage::build(&lab);
     let before = stage.measure()?;
@@ -90,12 +89,11 @@ fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Ctrl-C and SIGTERM end the demo as if it had come to its end.
-fn undo_on_signal(lab: &Lab) -> anyhow::Result<()> {
-    let undo = lab.undo_from_elsewhere();
+fn undo_on_signal(lab: Undo) -> anyhow::Result<()> {
     ctrlc::set_handler(move || {
         INTERRUPTED.store(true, Ordering::Relaxed);
         eprintln!("interrupted: cleaning up");
-        undo();
+        lab.undo();
         process::exit(130);
     })
     .context("catch Ctrl-C")
