@@ -125,11 +125,11 @@ fn attached(scene: &Scene) -> Vec<Value> {
         .output();
     let output = output.unwrap();
     assert!(output.status.success(), "{}", agent::text(&output.stderr));
-    // With nothing attached bpftool prints nothing at all.
-    if output.stdout.is_empty() {
-        return Vec::new();
+    // With nothing attached bpftool prints an empty line, which is no JSON.
+    match output.stdout.trim_ascii() {
+        [] => Vec::new(),
+        programs => serde_json::from_slice(programs).unwrap(),
     }
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 fn more_answers(scene: &Scene) {
