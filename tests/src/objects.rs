@@ -80,6 +80,17 @@ pub fn node(name: &str, zone: &str) -> Value {
     })
 }
 
+/// The ranges that the cluster takes its ClusterIPs from.
+#[must_use]
+pub fn service_cidrs(cidrs: &[&str]) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": cidrs},
+    })
+}
+
 /// A ClusterIP Service, `namespace/name`.
 #[must_use]
 pub fn service(name: &str, cluster_ips: &[&str]) -> Service {

@@ -51,6 +51,10 @@ impl Scene {
         let backends = backend_pods(&node, backends);
         let client = node.pod("10.0.1.200");
         objects.apply(objects::node(NODE, ZONE));
+        objects.apply(objects::service_cidrs(&[
+            "10.96.0.0/16",
+            "fd00:10:96::/112",
+        ]));
         objects.apply(web());
         objects.apply(web_slice(&backends));
         objects.apply(web_slice6(&backends));

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
 use lb_tests::{
+    objects,
     protocol::Family,
     scene::{self, Scene},
     skip,
@@ -60,6 +61,20 @@ fn a_port_that_the_service_does_not_have_is_refused() {
             "{to}"
         );
     }
+}
+
+#[test]
+fn where_the_service_range_is_not_known_a_foreign_port_is_left_alone() {
+    let scene = Scene::new(1);
+    scene
+        .agent
+        .programs(|| scene.objects.delete(objects::service_cidrs(&[])));
+
+    assert_eq!(
+        scene.client.tcp("10.96.0.10:81").unwrap_err(),
+        Errno::INPROGRESS
+    );
+    assert_eq!(scene.node.cli().counter("pass-not-a-service").unwrap(), 1);
 }
 
 #[test]

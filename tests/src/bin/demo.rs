@@ -85,7 +85,14 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let after = stage.measure()?;
     let excerpt = stage.maps()?;
     lab.undo();
-    print(args, &Outcome { before, after }, &excerpt)
+    let outcome = Outcome { before, after };
+    print(args, &outcome, &excerpt)?;
+    let crossed = crossed(&outcome.after);
+    ensure!(
+        crossed == 0,
+        "{crossed} answers crossed zones in spite of the hints"
+    );
+    Ok(())
 }
 
 /// Ctrl-C and SIGTERM end the demo as if it had come to its end.
@@ -222,35 +229,38 @@ fn print(args: &Args, outcome: &Outcome, excerpt: &str) -> anyhow::Result<()> {
 
 fn table(outcome: &Outcome, paint: &Paint) -> anyhow::Result<String> {
     let mut out = String::new();
-    let title = format!("msu-control {FRONTEND}");
-    writeln!(out, "{title:26}{:28}after hints", "before hints")?;
+    writeln!(out, "{:26}{:28}after hints", "", "before hints")?;
     for (_, zone) in CLIENTS {
-        writeln!(out, "\n{REQUESTS} requests from a pod in zone {zone}")?;
+        writeln!(
+            out,
+            "{REQUESTS} requests to {FRONTEND} from a pod in zone {zone}"
+        )?;
         for (endpoint, endpoint_zone) in ENDPOINTS {
             let bar = |counts: &Counts| paint.bar(counts[zone][endpoint], zone == endpoint_zone);
             let (before, after) = (bar(&outcome.before), bar(&outcome.after));
-            writeln!(
-                out,
-                "  {endpoint:14} zone {endpoint_zone}   {before}   {after}"
-            )?;
+            let row = format!("  {endpoint:14} zone {endpoint_zone}   {before}   {after}");
+            writeln!(out, "{}", row.trim_end())?;
         }
+        writeln!(out)?;
     }
-    let (before, after) = (crossed(&outcome.before), crossed(&outcome.after));
-    writeln!(out, "\ncross-zone answers        {before:<28}{after}")?;
+    let share = |counts| {
+        let (crossed, total) = (crossed(counts), REQUESTS * 2);
+        format!("{crossed:>4} of {total} ({} %)", crossed * 100 / total)
+    };
+    let (before, after) = (share(&outcome.before), share(&outcome.after));
+    writeln!(out, "{:26}{before:28}{after}", "crossed zones")?;
     Ok(out)
 }
 
-/// `102 of 200 (51 %)`
-fn crossed(counts: &Counts) -> String {
+/// Answers from another zone than the client's.
+fn crossed(counts: &Counts) -> u32 {
     let crossed = |zone: &str| -> u32 {
         let elsewhere = ENDPOINTS
             .iter()
             .filter(|(_, endpoint_zone)| *endpoint_zone != zone);
         elsewhere.map(|(endpoint, _)| counts[zone][endpoint]).sum()
     };
-    let total = REQUESTS * 2;
-    let crossed: u32 = CLIENTS.iter().map(|(_, zone)| crossed(zone)).sum();
-    format!("{crossed} of {total} ({} %)", crossed * 100 / total)
+    CLIENTS.iter().map(|(_, zone)| crossed(zone)).sum()
 }
 
 /// Bars, coloured on a terminal: green stays in its zone, red leaves it.
