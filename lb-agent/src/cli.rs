@@ -1,10 +1,16 @@
 //! The commands, one file each.
 
+pub mod cleanup;
 pub mod plan;
+pub mod run;
+pub mod services;
+pub mod status;
 
 use std::{io, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+
+use crate::cli::plan::Output;
 
 /// A kube-proxy replacement that keeps Service traffic in its zone.
 #[derive(Debug, Parser)]
@@ -16,7 +22,11 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(Box<run::Args>),
     Plan(plan::Args),
+    Services(services::Args),
+    Status(status::Args),
+    Cleanup(cleanup::Args),
 }
 
 impl Cli {
@@ -27,11 +37,15 @@ impl Cli {
     /// The command could not do what it is for.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         let done = match self.command {
-            Command::Plan(args) => plan::run(&args),
+            Command::Run(args) => run::run(*args),
+            Command::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
+            Command::Services(args) => services::run(&args),
+            Command::Status(args) => status::run(&args),
+            Command::Cleanup(args) => cleanup::run(&args),
         };
         match done {
             Err(error) if is_closed_pipe(&error) => Ok(ExitCode::SUCCESS),
-            done => done.map(|()| ExitCode::SUCCESS),
+            done => done,
         }
     }
 }

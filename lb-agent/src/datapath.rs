@@ -13,6 +13,7 @@ pub mod grace;
 pub mod load;
 pub mod maps;
 pub mod pins;
+pub mod process;
 pub mod store;
 mod sys;
 

@@ -12,4 +12,10 @@ pub mod tables;
 
 pub mod datapath;
 
+pub mod sync;
+
+pub mod config;
+
+pub mod agent;
+
 pub mod cli;

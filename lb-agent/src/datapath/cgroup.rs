@@ -97,6 +97,24 @@ pub fn own_cgroup() -> Result<PathBuf> {
     Ok(mount.context(NOT_MOUNTED)?.join(path))
 }
 
+/// The folder of the cgroup with this number, if it can be seen from here.
+#[must_use]
+pub fn find(id: u64) -> Option<PathBuf> {
+    let mountinfo = mountinfo().ok()?;
+    mounts(&mountinfo).find_map(|mount| find_below(&mount.point, id))
+}
+
+fn find_below(folder: &Path, id: u64) -> Option<PathBuf> {
+    if fs::metadata(folder).is_ok_and(|found| found.ino() == id) {
+        return Some(folder.to_owned());
+    }
+    let entries = fs::read_dir(folder).ok()?.flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders
+        .into_iter()
+        .find_map(|entry| find_below(&entry.path(), id))
+}
+
 const NOT_MOUNTED: &str = "cgroup2 is not mounted; run `mkdir -p /sys/fs/cgroup/unified && \
                            mount -t cgroup2 none /sys/fs/cgroup/unified`";
 

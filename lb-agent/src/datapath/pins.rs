@@ -115,59 +115,76 @@ impl Pins {
         Ok(())
     }
 
-    /// Removes every pin of this layout and the folders, links first so that no program meets a map
-    /// that is gone. Returns what was removed.
+    /// Removes the pins of this layout and their folders.
     ///
     /// # Errors
     ///
-    /// A file is not ours to remove, or somebody else put one there.
+    /// A file is not ours to remove.
     pub fn remove(&self) -> Result<Vec<PathBuf>> {
-        let mut removed = Vec::new();
-        for folder in [self.links(), self.folder()] {
-            for path in files(&folder)? {
-                fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-                removed.push(path);
-            }
-            remove_folder(&folder)?;
-        }
-        Ok(removed)
+        remove_layout(&self.folder())
     }
 
-    /// Removes the folder above all layouts, unless another layout is in it.
+    /// Removes the pins of every layout there was, and the folder above them unless somebody else put
+    /// something there. Returns what was removed.
     ///
     /// # Errors
     ///
-    /// It is not ours to remove.
-    pub fn remove_root(&self) -> Result<()> {
-        remove_folder(&self.root)
+    /// A file is not ours to remove.
+    pub fn remove_all(&self) -> Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        for folder in entries(&self.root)?
+            .into_iter()
+            .filter(|path| is_layout(path))
+        {
+            removed.extend(remove_layout(&folder)?);
+        }
+        removed.extend(remove_folder(&self.root)?);
+        Ok(removed)
     }
 }
 
-/// The files in a folder, in order; none if there is no such folder.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+/// `v` and a number.
+fn is_layout(folder: &Path) -> bool {
+    let name = folder.file_name().and_then(|name| name.to_str());
+    let number = name.and_then(|name| name.strip_prefix('v'));
+    number.is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// Links first, so that no program meets a map that is gone.
+fn remove_layout(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    for folder in [&folder.join("links"), folder] {
+        for path in entries(folder)?.into_iter().filter(|path| !path.is_dir()) {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            removed.push(path);
+        }
+        removed.extend(remove_folder(folder)?);
+    }
+    Ok(removed)
+}
+
+/// What is in a folder, in order; nothing if there is no such folder.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("reading {}", folder.display())),
     };
-    let mut paths = Vec::new();
-    for entry in entries {
-        let entry = entry.with_context(|| format!("reading {}", folder.display()))?;
-        if !entry.path().is_dir() {
-            paths.push(entry.path());
-        }
-    }
+    let mut paths = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<io::Result<Vec<_>>>()
+        .with_context(|| format!("reading {}", folder.display()))?;
     paths.sort();
     Ok(paths)
 }
 
-fn remove_folder(folder: &Path) -> Result<()> {
+/// Removes a folder if it is there and empty.
+fn remove_folder(folder: &Path) -> Result<Option<PathBuf>> {
     use io::ErrorKind::{DirectoryNotEmpty, NotFound};
 
     match fs::remove_dir(folder) {
-        Err(error) if !matches!(error.kind(), NotFound | DirectoryNotEmpty) => {
-            Err(error).with_context(|| format!("removing {}", folder.display()))
-        }
-        Ok(()) | Err(_) => Ok(()),
+        Ok(()) => Ok(Some(folder.to_owned())),
+        Err(error) if matches!(error.kind(), NotFound | DirectoryNotEmpty) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("removing {}", folder.display())),
     }
 }

@@ -1,0 +1,305 @@
+//! What `run` runs: one owner, one loop, a closed set of events.
+//!
+//!     folder ─ Batch ─┐
+//!     timer ── Tick ──┼─▶ fold ─▶ sync ─▶ STATUS
+//!     signal ─ Shutdown ─▶ exit; the kernel goes on serving
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+use lb_common::{
+    tables::{SCHEMA, Status},
+    text::Text,
+};
+use tokio::{
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc::{self, error::TryRecvError},
+    time,
+};
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    datapath::{BpfMaps, Datapath, Pins, capability, cgroup::Cgroup},
+    model::state::Settings,
+    source::{Batch, dir},
+    sync::{Engine, SyncReport, Wanted},
+};
+
+/// Serves until told to stop. What is programmed then goes on serving.
+///
+/// # Errors
+///
+/// Something is missing that only the operator can give; the error says what.
+pub fn run(config: &Config) -> Result<()> {
+    capability::require()?;
+    let pins = Pins::new(&config.pin_path);
+    pins.require_bpffs()?;
+    let cgroup = Cgroup::open(config.cgroup.as_deref())?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(serve(config, &pins, cgroup))
+}
+
+async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
+    let mut events = Events::new(config)?;
+    let started = now();
+    let mut wanted = Wanted::new(Settings {
+        node: config.node.clone(),
+        zone: config.zone.clone(),
+        external_ips: true,
+    });
+    while !wanted.is_complete() {
+        match events.next(None).await? {
+            Event::Batch(batch) => wanted.fold(batch),
+            Event::Tick => {}
+            Event::Shutdown => return Ok(()),
+        }
+        if !wanted.is_complete() {
+            warn_of_problems(&wanted.problems());
+            warn!("waiting until every file was readable once; nothing is changed until then");
+        }
+    }
+    let capacities = config.capacities.over(wanted.capacities());
+    let (datapath, maps) = Datapath::open(pins, capacities)?;
+    info!(
+        node = %config.node,
+        zone = wanted.model().zone().unwrap_or("none"),
+        cgroup = %cgroup.path.display(),
+        pins = %pins.folder().display(),
+        adopted = datapath.is_adopted(),
+        grace = maps.grace_name(),
+        "starting"
+    );
+    Agent {
+        engine: Engine::start(wanted, maps)?,
+        unattached: Some((datapath, cgroup)),
+        history: History::new(started),
+        problems: Vec::new(),
+        node_warned: false,
+    }
+    .run(&mut events)
+    .await
+}
+
+/// What the loop waits for.
+enum Event {
+    Batch(Batch),
+    /// It is time to try again.
+    Tick,
+    Shutdown,
+}
+
+struct Events {
+    batches: mpsc::Receiver<Batch>,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Events {
+    fn new(config: &Config) -> Result<Self> {
+        Ok(Self {
+            batches: dir::follow(&config.objects)?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self, tick_in: Option<Duration>) -> Result<Event> {
+        let tick = async {
+            match tick_in {
+                Some(delay) => time::sleep(delay).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            batch = self.batches.recv() => {
+                Ok(Event::Batch(batch.context("the thread that follows the objects has ended")?))
+            }
+            () = tick => Ok(Event::Tick),
+            _ = self.terminate.recv() => Ok(Event::Shutdown),
+            _ = self.interrupt.recv() => Ok(Event::Shutdown),
+        }
+    }
+
+    /// What has come in meanwhile, so that it is programmed in one go.
+    fn queued(&mut self) -> Result<Option<Batch>, TryRecvError> {
+        match self.batches.try_recv() {
+            Ok(batch) => Ok(Some(batch)),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The first delay after a failed sync; doubled for each further one.
+const RETRY_FIRST: Duration = Duration::from_millis(10);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+struct Agent {
+    engine: Engine<BpfMaps>,
+    /// Until the maps are complete for the first time.
+    unattached: Option<(Datapath, Cgroup)>,
+    history: History,
+    /// As last logged.
+    problems: Vec<String>,
+    node_warned: bool,
+}
+
+impl Agent {
+    async fn run(mut self, events: &mut Events) -> Result<()> {
+        let mut retry_in = self.sync()?;
+        loop {
+            match events.next(retry_in).await? {
+                Event::Batch(batch) => {
+                    self.engine.fold(batch);
+                    while let Some(batch) = events.queued()? {
+                        self.engine.fold(batch);
+                    }
+                }
+                Event::Tick => {}
+                Event::Shutdown => {
+                    info!("stopping; what is programmed keeps serving");
+                    return Ok(());
+                }
+            }
+            retry_in = self.sync()?;
+        }
+    }
+
+    /// Programs what is wanted. Returns when to try again, if that failed.
+    fn sync(&mut self) -> Result<Option<Duration>> {
+        let begun = Instant::now();
+        let mut report = SyncReport::default();
+        let done = self.engine.sync(&mut report);
+        let failed = done.err().map(|error| error.to_string());
+        if failed.is_none()
+            && let Some((datapath, cgroup)) = self.unattached.take()
+        {
+            datapath.attach(&cgroup)?;
+        }
+        self.history.record(&report, failed.is_some());
+        let problems = self.problems_after(&report, failed.as_deref());
+        self.log(&report, begun.elapsed(), problems);
+        self.write_status(&report)?;
+        Ok(failed.map(|_| self.history.retry_in()))
+    }
+
+    fn problems_after(&self, report: &SyncReport, failed: Option<&str>) -> Vec<String> {
+        let failed = failed.map(|error| format!("{error}; trying again"));
+        let full = report.full.iter().map(ToString::to_string);
+        let mut problems: Vec<_> = failed.into_iter().chain(full).collect();
+        problems.extend(self.engine.wanted().problems());
+        problems
+    }
+
+    fn log(&mut self, report: &SyncReport, took: Duration, problems: Vec<String>) {
+        self.warn_of_unknown_node();
+        if problems != self.problems {
+            warn_of_problems(&problems);
+            self.problems = problems;
+        }
+        info!(
+            services = self.engine.programmed().ports().len(),
+            ops = report.ops,
+            micros = took.as_micros(),
+            problems = self.problems.len(),
+            "synced"
+        );
+        if self.history.syncs == 1 && self.history.failed_in_a_row == 0 {
+            info!("ready");
+        }
+    }
+
+    fn warn_of_unknown_node(&mut self) {
+        let model = self.engine.wanted().model();
+        let unknown = !model.knows_own_node();
+        if unknown && !self.node_warned {
+            let zone = model.zone().unwrap_or("none, so zone hints are ignored");
+            warn!(
+                node = model.node(),
+                zone, "no such Node object; add it, or check --node; --zone sets its zone"
+            );
+        }
+        self.node_warned = unknown;
+    }
+
+    fn write_status(&self, report: &SyncReport) -> Result<()> {
+        let wanted = self.engine.wanted();
+        let history = &self.history;
+        self.engine.store().write_status(&Status {
+            started_secs: history.started_secs,
+            synced_secs: history.synced_secs,
+            syncs: history.syncs,
+            sync_failures: history.sync_failures,
+            first_sync_ops: history.first_sync_ops,
+            last_sync_ops: report.ops,
+            pid: std::process::id(),
+            problems: count(wanted.problems().len()),
+            full: count(report.full.len()),
+            schema: SCHEMA,
+            node: Text::new(wanted.model().node()),
+            zone: Text::new(wanted.model().zone().unwrap_or_default()),
+            problem: Text::new(self.problems.first().map_or("", String::as_str)),
+        })
+    }
+}
+
+/// What `status` tells of the syncs since the agent's start.
+struct History {
+    started_secs: u64,
+    synced_secs: u64,
+    syncs: u64,
+    sync_failures: u64,
+    failed_in_a_row: u32,
+    first_sync_ops: u64,
+}
+
+impl History {
+    fn new(started_secs: u64) -> Self {
+        Self {
+            started_secs,
+            synced_secs: 0,
+            syncs: 0,
+            sync_failures: 0,
+            failed_in_a_row: 0,
+            first_sync_ops: 0,
+        }
+    }
+
+    fn record(&mut self, report: &SyncReport, failed: bool) {
+        if self.syncs == 0 {
+            self.first_sync_ops += report.ops;
+        }
+        if failed {
+            self.sync_failures += 1;
+            self.failed_in_a_row += 1;
+        } else {
+            self.syncs += 1;
+            self.failed_in_a_row = 0;
+            self.synced_secs = now();
+        }
+    }
+
+    fn retry_in(&self) -> Duration {
+        let doubled = self.failed_in_a_row.saturating_sub(1).min(16);
+        RETRY_FIRST.saturating_mul(1 << doubled).min(RETRY_MAX)
+    }
+}
+
+fn warn_of_problems(problems: &[String]) {
+    for problem in problems {
+        warn!("{problem}");
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+fn count(of: usize) -> u32 {
+    u32::try_from(of).unwrap_or(u32::MAX)
+}

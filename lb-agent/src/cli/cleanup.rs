@@ -1,0 +1,68 @@
+//! `lb-agent cleanup`: the way back to a machine without nearhop.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::Parser;
+use serde_json::json;
+
+use crate::{
+    cli::Output,
+    config::PIN_PATH,
+    datapath::{BpfMaps, Pins, process},
+};
+
+/// Remove everything that `run` has put into the kernel
+///
+/// Detaches the programs, removes the maps and the pin folder, and says what it removed. Sockets that
+/// are connected stay so. Nothing to remove is no error.
+#[derive(Clone, Debug, Parser)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Where maps and links are pinned
+    #[arg(long, value_name = "DIR", default_value = PIN_PATH)]
+    pin_path: PathBuf,
+    /// How to print it
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Output,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Uninstall:
+    systemctl stop nearhop; lb-agent cleanup
+
+Exit codes:
+  0  nothing is left
+  1  something could not be removed, and the error says what";
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let pins = Pins::new(&args.pin_path);
+    let agent = BpfMaps::open_pinned(&pins).and_then(|maps| maps.status());
+    let running = agent.ok().filter(|status| process::is_agent(status.pid));
+    let removed = pins.remove_all()?;
+
+    let mut out = anstream::stdout().lock();
+    match args.output {
+        Output::Json => {
+            let running = running.map(|status| status.pid);
+            let document = json!({ "removed": removed, "running_agent": running });
+            writeln!(out, "{document:#}")?;
+        }
+        Output::Table => {
+            for path in &removed {
+                writeln!(out, "removed {}", path.display())?;
+            }
+            if removed.is_empty() {
+                writeln!(out, "nothing to remove at {}", args.pin_path.display())?;
+            }
+            if let Some(status) = running {
+                anstream::eprintln!(
+                    "warning: the agent with pid {} still runs; it serves nobody until it is restarted",
+                    status.pid
+                );
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,58 @@
+//! `lb-agent services`: what the kernel serves, as `ipvsadm -Ln` shows it, from the pinned maps alone.
+
+mod json;
+mod table;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::{
+    cli::Output,
+    config::PIN_PATH,
+    datapath::{BpfMaps, Pins, store::MapStore},
+    tables::dump,
+};
+
+/// Show what the kernel serves: every Service port with its addresses and backends
+///
+/// Reads the pinned maps, and so shows what is, not what is wanted; `plan` shows the latter.
+#[derive(Clone, Debug, Parser)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Where maps and links are pinned
+    #[arg(long, value_name = "DIR", default_value = PIN_PATH)]
+    pin_path: PathBuf,
+    /// How to print it
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Output,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  Which backends in other zones does this node use?
+    lb-agent services -o json |
+      jq '.services[] | .cluster.backends[]? | select(.locality == \"other-zone\")'
+
+Exit codes:
+  0  printed
+  1  it cannot be read, and the error says why
+  3  nothing is installed";
+
+const NOT_INSTALLED: u8 = 3;
+
+pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    let pins = Pins::new(&args.pin_path);
+    if !pins.folder().exists() {
+        anstream::eprintln!("nothing is installed at {}", pins.root().display());
+        return Ok(ExitCode::from(NOT_INSTALLED));
+    }
+    let services = dump::services(&BpfMaps::open_pinned(&pins)?.dump()?);
+    let mut out = anstream::stdout().lock();
+    match args.output {
+        Output::Table => table::write(&services, &mut out)?,
+        Output::Json => json::write(&services, &mut out)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,108 @@
+//! The status for people.
+
+use std::{
+    io::{self, Write},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anstyle::{AnsiColor, Style};
+
+use crate::cli::status::Status;
+
+const GOOD: Style = AnsiColor::Green.on_default().bold();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+
+pub(super) fn write(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    let (style, word) = if status.ready {
+        (GOOD, "ready")
+    } else {
+        (BAD, "not ready")
+    };
+    let zone = status.zone.as_deref().unwrap_or("none");
+    writeln!(
+        out,
+        "{style}{word}{style:#}  node {}, zone {zone}",
+        status.node
+    )?;
+    agent(status, out)?;
+    kernel(status, out)?;
+    maps(status, out)?;
+    counters(status, out)
+}
+
+fn agent(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    let runs = if status.running {
+        "runs"
+    } else {
+        "does not run; the kernel serves what it last programmed"
+    };
+    writeln!(
+        out,
+        "agent       pid {} {runs}, started {}",
+        status.pid,
+        ago(status.started)
+    )?;
+    let last = status.last_sync.map_or_else(|| "never".to_owned(), ago);
+    writeln!(
+        out,
+        "syncs       {} good, {} failed; last {last}, {} operations",
+        status.syncs, status.sync_failures, status.last_sync_ops
+    )?;
+    match &status.problem {
+        Some(problem) => writeln!(
+            out,
+            "{BAD}problems{BAD:#}    {} in the objects, {} without room; first: {problem}",
+            status.problems, status.full
+        ),
+        None => writeln!(out, "problems    none"),
+    }
+}
+
+fn kernel(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    let programs = if status.programs.is_empty() {
+        "none".to_owned()
+    } else {
+        status.programs.join(" ")
+    };
+    writeln!(out, "programs    {programs}")?;
+    let cgroup = match (&status.cgroup, status.cgroup_id) {
+        (Some(path), _) => path.display().to_string(),
+        (None, Some(0)) => "removed, so nobody is served; start the agent again".to_owned(),
+        (None, Some(id)) => format!("number {id}, not visible from here"),
+        (None, None) => "none".to_owned(),
+    };
+    writeln!(out, "cgroup      {cgroup}")?;
+    writeln!(out, "pins        {}", status.pin_path.display())
+}
+
+fn maps(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "\n{:<24}{:>10}{:>10}", "map", "used", "capacity")?;
+    for (name, usage) in &status.maps {
+        writeln!(out, "{name:<24}{:>10}{:>10}", usage.used, usage.capacity)?;
+    }
+    Ok(())
+}
+
+fn counters(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "\n{:<24}{:>10}", "reason", "count")?;
+    for (name, count) in status.counters.iter().filter(|(_, count)| **count != 0) {
+        writeln!(out, "{name:<24}{count:>10}")?;
+    }
+    Ok(())
+}
+
+/// How long ago, in one unit.
+fn ago(secs: u64) -> String {
+    let then = UNIX_EPOCH + Duration::from_secs(secs);
+    let since = SystemTime::now()
+        .duration_since(then)
+        .unwrap_or_default()
+        .as_secs();
+    let (count, unit) = match since {
+        0..120 => (since, "s"),
+        120..7200 => (since / 60, "min"),
+        7200..172_800 => (since / 3600, "h"),
+        _ => (since / 86_400, "d"),
+    };
+    format!("{count} {unit} ago")
+}
