@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod check;
 pub mod cleanup;
 pub mod plan;
 pub mod run;
@@ -26,6 +27,7 @@ enum Command {
     Plan(plan::Args),
     Services(services::Args),
     Status(status::Args),
+    Check(check::Args),
     Cleanup(cleanup::Args),
 }
 
@@ -41,6 +43,7 @@ impl Cli {
             Command::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
             Command::Services(args) => services::run(&args),
             Command::Status(args) => status::run(&args),
+            Command::Check(args) => check::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
         };
         match done {

@@ -14,6 +14,7 @@ pub mod load;
 pub mod maps;
 pub mod pins;
 pub mod process;
+pub mod proof;
 pub mod store;
 mod sys;
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use aya::programs::{CgroupAttachMode, links::FdLink};
+use aya::programs::{CgroupAttachMode, CgroupSockAddr, links::FdLink};
 
 use crate::datapath::{
     cgroup::Cgroup,
@@ -53,13 +53,27 @@ fn attach_one(object: &mut Object, name: &str, cgroup: &Cgroup, pins: &Pins) -> 
     // A link to another cgroup, or to a removed one, serves until the new one does.
     let next = pins.next_link(name);
     remove_if_there(&next)?;
-    // Links are always of the kind that lets others attach to the same cgroup.
-    let link = program.attach(&cgroup.folder, CgroupAttachMode::Single)?;
-    let link: FdLink = program.take_link(link)?.try_into()?;
+    let link = make_link(program, cgroup)?;
     link.pin(&next)
         .with_context(|| format!("pinning {}", next.display()))?;
     let at = pins.link(name);
     fs::rename(&next, &at).with_context(|| format!("pinning {}", at.display()))
+}
+
+/// Attaches one program for as long as the result is kept.
+pub(super) fn attach_until_dropped(
+    object: &mut Object,
+    name: &str,
+    cgroup: &Cgroup,
+) -> Result<FdLink> {
+    let link = make_link(object.program(name)?, cgroup);
+    link.with_context(|| format!("attaching {name} to {}", cgroup.path.display()))
+}
+
+fn make_link(program: &mut CgroupSockAddr, cgroup: &Cgroup) -> Result<FdLink> {
+    // A link always lets others attach to the same cgroup, and takes no flag that says so.
+    let link = program.attach(&cgroup.folder, CgroupAttachMode::Single)?;
+    Ok(program.take_link(link)?.try_into()?)
 }
 
 /// One attached program.

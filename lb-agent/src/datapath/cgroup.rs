@@ -94,7 +94,11 @@ pub fn own_cgroup() -> Result<PathBuf> {
         bail!("this process is in no cgroup2 hierarchy: {}", NOT_MOUNTED);
     };
     let mount = mounts(&mountinfo()?).next().map(|mount| mount.point);
-    Ok(mount.context(NOT_MOUNTED)?.join(path))
+    let mount = mount.context(NOT_MOUNTED)?;
+    Ok(match path {
+        "" => mount,
+        path => mount.join(path),
+    })
 }
 
 /// The folder of the cgroup with this number, if it can be seen from here.
