@@ -13,9 +13,9 @@ use clap::{Parser, Subcommand};
 
 use crate::cli::plan::Output;
 
-/// A kube-proxy replacement that keeps Service traffic in its zone.
+/// A kube-proxy replacement that keeps Service traffic near
 #[derive(Debug, Parser)]
-#[command(version, about, disable_help_subcommand = true)]
+#[command(version, disable_help_subcommand = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

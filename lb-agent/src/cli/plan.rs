@@ -23,7 +23,7 @@ use crate::{
 ///
 /// Prints every Service port with the addresses it answers at, what a client gets there, and each
 /// endpoint with the reason why this node uses it or does not. Needs neither root nor a cluster.
-/// For a `NodePort`, `LoadBalancer` or `ExternalIP` the verdict is that of a client outside the cluster.
+/// For a NodePort, LoadBalancer or ExternalIP the verdict is that of a client outside the cluster.
 #[derive(Clone, Debug, Parser)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {

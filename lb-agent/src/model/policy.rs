@@ -247,7 +247,7 @@ impl ClusterRule<'_> {
         if endpoint.is_draining() && !self.any_ready {
             return Why::DrainingFallback(List::Cluster);
         }
-        unusable(endpoint, List::Cluster)
+        unusable(endpoint)
     }
 
     fn by_hints(&self, endpoint: &Endpoint) -> Why {
@@ -287,13 +287,13 @@ impl LocalRule<'_> {
         if endpoint.is_draining() && !self.any_ready {
             return Why::DrainingFallback(List::Local);
         }
-        unusable(endpoint, List::Local)
+        unusable(endpoint)
     }
 }
 
-fn unusable(endpoint: &Endpoint, list: List) -> Why {
+fn unusable(endpoint: &Endpoint) -> Why {
     if endpoint.is_draining() {
-        Why::Draining(list)
+        Why::Draining
     } else if endpoint.terminating {
         Why::Terminated
     } else {
@@ -317,7 +317,7 @@ pub enum Why {
     },
     NotOnThisNode,
     NotReady,
-    Draining(List),
+    Draining,
     Terminated,
 }
 
@@ -335,7 +335,7 @@ impl Why {
             | Self::OtherZones { .. }
             | Self::NotOnThisNode
             | Self::NotReady
-            | Self::Draining(_)
+            | Self::Draining
             | Self::Terminated => false,
         }
     }
@@ -351,11 +351,21 @@ pub struct Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.cluster, &self.local) {
-            (Some(cluster), Some(local)) if cluster == local => cluster.fmt(f),
-            (Some(cluster), Some(local)) => write!(f, "cluster: {cluster}; local: {local}"),
-            (Some(only), None) | (None, Some(only)) => only.fmt(f),
+            (Some(cluster), Some(local)) => of_both(cluster, local, f),
+            (Some(why), None) | (None, Some(why)) if why.is_used() => why.fmt(f),
+            (Some(why), None) | (None, Some(why)) => write!(f, "not used: {why}"),
             (None, None) => f.write_str("not used: the Service port uses no list"),
         }
+    }
+}
+
+fn of_both(cluster: &Why, local: &Why, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match (cluster.is_used(), local.is_used()) {
+        (true, true) => write!(f, "cluster: {cluster}; local: {local}"),
+        (true, false) => write!(f, "cluster: {cluster}; not local: {local}"),
+        (false, true) => write!(f, "local: {local}; not cluster: {cluster}"),
+        (false, false) if cluster == local => write!(f, "not used: {cluster}"),
+        (false, false) => write!(f, "not used: {cluster}; {local}"),
     }
 }
 
@@ -374,28 +384,19 @@ impl fmt::Display for Why {
                 f.write_str("draining fallback: nothing is ready on this node")
             }
             Self::OtherNodes(hinted) => {
-                write!(
-                    f,
-                    "not used: hinted for {}, not this node",
-                    places("node", hinted)
-                )
+                write!(f, "hinted for {}, not this node", places("node", hinted))
             }
             Self::OtherZones { hinted, here } => {
                 write!(
                     f,
-                    "not used: hinted for {}, this node is in {here}",
+                    "hinted for {}, this node is in {here}",
                     places("zone", hinted)
                 )
             }
-            Self::NotOnThisNode => f.write_str("not used: not on this node"),
-            Self::NotReady => f.write_str("not used: not ready"),
-            Self::Draining(List::Cluster) => {
-                f.write_str("not used: draining, and others are ready")
-            }
-            Self::Draining(List::Local) => {
-                f.write_str("not used: draining, and others on this node are ready")
-            }
-            Self::Terminated => f.write_str("not used: terminating and not serving"),
+            Self::NotOnThisNode => f.write_str("not on this node"),
+            Self::NotReady => f.write_str("not ready"),
+            Self::Draining => f.write_str("draining, and others are ready"),
+            Self::Terminated => f.write_str("terminating and not serving"),
         }
     }
 }
@@ -428,4 +429,185 @@ fn places(what: &str, names: &BTreeSet<String>) -> String {
         .collect::<Vec<_>>()
         .join(", ");
     format!("{what}{plural} {names}")
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::addr::{Addr, Port};
+
+    use super::*;
+
+    /// An endpoint in a few words: conditions, `on NODE`, `zones A+B`, `nodes N+M`.
+    fn endpoint(text: &str) -> Endpoint {
+        let words: Vec<_> = text.split(' ').collect();
+        let after = |word| {
+            let at = words.iter().position(|found| *found == word)?;
+            Some(words[at + 1])
+        };
+        let names = |word| {
+            let names = after(word).into_iter().flat_map(|names| names.split('+'));
+            names.map(str::to_owned).collect()
+        };
+        Endpoint {
+            addr: Addr::v4([10, 0, 0, 0]),
+            ready: words.contains(&"ready"),
+            serving: words.contains(&"draining"),
+            terminating: words.contains(&"draining") || words.contains(&"terminated"),
+            node: after("on").map(str::to_owned),
+            zone: None,
+            for_nodes: names("nodes"),
+            for_zones: names("zones"),
+        }
+    }
+
+    /// The reasons for endpoints at `10.0.0.1:80`, `10.0.0.2:80` and so on, on node `me` in zone `a`.
+    fn reasons(endpoints: &[&str], zone: Option<&str>, uses: Uses) -> Vec<String> {
+        let endpoints: Vec<_> = endpoints.iter().map(|text| endpoint(text)).collect();
+        let at = |i: u8| EndpointAddr {
+            addr: Addr::v4([10, 0, 0, i]),
+            port: Port(80),
+        };
+        let merged: Merged<'_> = (1..).map(at).zip(&endpoints).collect();
+        let choice = choose(&merged, Viewer { node: "me", zone }, uses);
+        let chosen = choice.endpoints.iter();
+        chosen.map(|chosen| chosen.reason.to_string()).collect()
+    }
+
+    const CLUSTER: Uses = Uses {
+        cluster: true,
+        local: false,
+    };
+    const LOCAL: Uses = Uses {
+        cluster: false,
+        local: true,
+    };
+    const BOTH: Uses = Uses {
+        cluster: true,
+        local: true,
+    };
+
+    #[test]
+    fn every_endpoint_says_why_it_is_used_or_not() {
+        let cases: &[(&[&str], Option<&str>, Uses, &[&str])] = &[
+            (
+                &["ready", "unready", "draining", "terminated"],
+                Some("a"),
+                CLUSTER,
+                &[
+                    "ready",
+                    "not used: not ready",
+                    "not used: draining, and others are ready",
+                    "not used: terminating and not serving",
+                ],
+            ),
+            (
+                &["draining zones b", "unready"],
+                Some("a"),
+                CLUSTER,
+                &["draining fallback: nothing is ready", "not used: not ready"],
+            ),
+            (
+                &["ready zones a+b", "ready zones c", "ready zones b+c"],
+                Some("a"),
+                CLUSTER,
+                &[
+                    "ready, hinted for zone a",
+                    "not used: hinted for zone c, this node is in a",
+                    "not used: hinted for zones b, c, this node is in a",
+                ],
+            ),
+            (
+                &["ready nodes me zones c", "ready nodes you zones a"],
+                Some("a"),
+                CLUSTER,
+                &[
+                    "ready, hinted for this node",
+                    "not used: hinted for node you, not this node",
+                ],
+            ),
+            (
+                &["ready zones a", "ready"],
+                Some("a"),
+                CLUSTER,
+                &[
+                    "ready, zone hints ignored: 10.0.0.2:80 has none",
+                    "ready, zone hints ignored: 10.0.0.2:80 has none",
+                ],
+            ),
+            (
+                &["ready zones c"],
+                Some("a"),
+                CLUSTER,
+                &["ready, zone hints ignored: no ready endpoint is hinted for zone a"],
+            ),
+            (
+                &["ready zones a"],
+                None,
+                CLUSTER,
+                &["ready, zone hints ignored: this node has no zone"],
+            ),
+            (
+                &["ready nodes you"],
+                Some("a"),
+                CLUSTER,
+                &["ready, node hints ignored: no ready endpoint is hinted for this node"],
+            ),
+            (
+                &["ready nodes me", "ready"],
+                Some("a"),
+                CLUSTER,
+                &[
+                    "ready, node hints ignored: 10.0.0.2:80 has none",
+                    "ready, node hints ignored: 10.0.0.2:80 has none",
+                ],
+            ),
+            (
+                &["ready on me", "ready on you", "ready", "draining on me"],
+                Some("a"),
+                LOCAL,
+                &[
+                    "ready on this node",
+                    "not used: not on this node",
+                    "not used: not on this node",
+                    "not used: draining, and others are ready",
+                ],
+            ),
+            (
+                &["draining on me", "ready on you"],
+                Some("a"),
+                BOTH,
+                &[
+                    "local: draining fallback: nothing is ready on this node; \
+                     not cluster: draining, and others are ready",
+                    "cluster: ready; not local: not on this node",
+                ],
+            ),
+            (
+                &[
+                    "ready on me zones c",
+                    "ready on you zones a",
+                    "unready on you",
+                    "unready on me",
+                ],
+                Some("a"),
+                BOTH,
+                &[
+                    "local: ready on this node; not cluster: hinted for zone c, this node is in a",
+                    "cluster: ready, hinted for zone a; not local: not on this node",
+                    "not used: not ready; not on this node",
+                    "not used: not ready",
+                ],
+            ),
+        ];
+        for (endpoints, zone, uses, expected) in cases {
+            assert_eq!(reasons(endpoints, *zone, *uses), *expected, "{endpoints:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_without_a_name_has_no_local_endpoints() {
+        let nowhere = endpoint("ready on ");
+
+        assert!(!is_local(&nowhere, ""));
+    }
 }

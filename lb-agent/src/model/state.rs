@@ -282,3 +282,294 @@ impl Model {
         services.chain(slices).chain(nodes).chain(cidrs)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_common::addr::{Addr, Port, Proto};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{
+        endpoint::{Endpoint, SlicePort},
+        name::Family,
+        service::{Half, Policy, PortSpec},
+    };
+
+    fn model() -> Model {
+        Model::new(Settings {
+            node: "me".to_owned(),
+            zone: None,
+            external_ips: true,
+        })
+    }
+
+    fn name(name: &str) -> ServiceName {
+        ServiceName {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+        }
+    }
+
+    fn node(name: &str, zone: Option<&str>) -> Object {
+        Object::Node(Node {
+            name: name.to_owned(),
+            zone: zone.map(str::to_owned),
+        })
+    }
+
+    fn service(service: &str, internal_policy: Policy) -> Object {
+        let half = Half {
+            cluster_ip: Addr::v4([10, 96, 0, 1]),
+            load_balancer_ips: BTreeSet::new(),
+            external_ips: BTreeSet::new(),
+            source_ranges: BTreeSet::new(),
+        };
+        Object::Service(Service {
+            name: name(service),
+            halves: BTreeMap::from([(Family::V4, half)]),
+            ports: vec![PortSpec {
+                name: "http".to_owned(),
+                proto: Proto::TCP,
+                port: Port(80),
+                node_port: None,
+            }],
+            internal_policy,
+            external_policy: Policy::Cluster,
+            affinity_secs: None,
+        })
+    }
+
+    fn slice(slice: &str, service: &str, endpoints: Vec<Endpoint>) -> Object {
+        Object::Slice(Slice {
+            name: SliceName {
+                namespace: "default".to_owned(),
+                name: slice.to_owned(),
+            },
+            service: name(service),
+            family: Family::V4,
+            ports: vec![SlicePort {
+                name: "http".to_owned(),
+                proto: Proto::TCP,
+                port: Port(8080),
+            }],
+            endpoints,
+        })
+    }
+
+    fn endpoint(last: u8, zone: Option<&str>) -> Endpoint {
+        Endpoint {
+            addr: Addr::v4([10, 0, 0, last]),
+            ready: true,
+            serving: true,
+            terminating: false,
+            node: None,
+            zone: None,
+            for_nodes: BTreeSet::new(),
+            for_zones: zone.into_iter().map(str::to_owned).collect(),
+        }
+    }
+
+    fn stale(services: &[&str]) -> Changed {
+        Changed {
+            services: services.iter().map(|service| name(service)).collect(),
+            ..Changed::default()
+        }
+    }
+
+    #[test]
+    fn a_change_makes_stale_what_it_touches_and_no_more() {
+        let mut model = model();
+        let one = slice("s", "web", vec![endpoint(1, None)]);
+        let two = slice("s", "web", vec![endpoint(2, None)]);
+        let web = service("web", Policy::Cluster);
+        let steps = [
+            (web.clone(), stale(&["web"])),
+            (web, stale(&[])),
+            (service("web", Policy::Local), stale(&["web"])),
+            (one.clone(), stale(&["web"])),
+            (one, stale(&[])),
+            (two, stale(&["web"])),
+            (slice("s", "other", vec![]), stale(&["other", "web"])),
+        ];
+        for (i, (object, expected)) in steps.into_iter().enumerate() {
+            assert_eq!(model.apply(object), expected, "step {i}");
+        }
+        let slice_key = ObjectKey::new(Kind::EndpointSlice, "default", "s");
+        assert_eq!(model.delete(&slice_key), stale(&["other"]));
+        assert_eq!(model.delete(&slice_key), stale(&[]));
+        let service_key = ObjectKey::new(Kind::Service, "default", "web");
+        assert_eq!(model.delete(&service_key), stale(&["web"]));
+        assert_eq!(model.delete(&service_key), stale(&[]));
+    }
+
+    #[test]
+    fn only_a_changed_zone_of_this_node_makes_everything_stale() {
+        let mut model = model();
+        let me = ObjectKey::new(Kind::Node, "", "me");
+
+        assert!(model.apply(node("you", Some("a"))).is_empty());
+        assert!(!model.knows_own_node());
+        assert!(model.apply(node("me", None)).is_empty());
+        assert!(model.apply(node("me", Some("a"))).everything);
+        assert!(model.apply(node("me", Some("a"))).is_empty());
+        assert_eq!(model.zone(), Some("a"));
+        assert!(
+            model
+                .delete(&ObjectKey::new(Kind::Node, "", "you"))
+                .is_empty()
+        );
+        assert!(model.delete(&me).everything);
+        assert_eq!(model.zone(), None);
+    }
+
+    #[test]
+    fn a_given_zone_overrides_the_label() {
+        let mut model = model();
+        model.settings.zone = Some("b".to_owned());
+
+        assert!(model.apply(node("me", Some("a"))).is_empty());
+        assert_eq!(model.zone(), Some("b"));
+    }
+
+    #[test]
+    fn service_ranges_are_the_union_of_their_objects() {
+        let range = |name: &str, last| {
+            Object::ServiceCidr(ServiceCidr {
+                name: name.to_owned(),
+                cidrs: Cidr::new(Addr::v4([10, 96, last, 0]), 24)
+                    .into_iter()
+                    .collect(),
+            })
+        };
+        let mut model = model();
+
+        assert!(model.apply(range("a", 0)).cidrs);
+        assert!(model.apply(range("b", 1)).cidrs);
+        assert!(model.apply(range("b", 1)).is_empty());
+        assert_eq!(model.service_cidrs().len(), 2);
+        assert!(
+            model
+                .delete(&ObjectKey::new(Kind::ServiceCidr, "", "a"))
+                .cidrs
+        );
+        assert_eq!(model.service_cidrs().len(), 1);
+    }
+
+    /// One step of a random history.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Apply(Object),
+        Delete(ObjectKey),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            4 => objects().prop_map(Step::Apply),
+            1 => objects().prop_map(|object| Step::Delete(object.key())),
+        ];
+        prop::collection::vec(step, 0..40)
+    }
+
+    /// Few names, so that histories often meet the same object again.
+    fn objects() -> impl Strategy<Value = Object> {
+        let services = prop::sample::select(vec!["web", "other"]);
+        let policy = prop::sample::select(vec![Policy::Cluster, Policy::Local]);
+        let slices = prop::sample::select(vec!["s1", "s2", "s3"]);
+        let zone = prop::sample::select(vec![None, Some("a"), Some("b")]);
+        let nodes = prop::sample::select(vec!["me", "you"]);
+        prop_oneof![
+            (services.clone(), policy).prop_map(|(name, policy)| service(name, policy)),
+            (slices, services, prop::collection::vec(endpoints(), 0..4))
+                .prop_map(|(name, service, endpoints)| slice(name, service, endpoints)),
+            (nodes, zone).prop_map(|(name, zone)| node(name, zone)),
+        ]
+    }
+
+    fn endpoints() -> impl Strategy<Value = Endpoint> {
+        let zone = prop::sample::select(vec![None, Some("a"), Some("b")]);
+        let node = prop::sample::select(vec![None, Some("me"), Some("you")]);
+        let hinted = prop::sample::select(vec![None, Some("me"), Some("you")]);
+        let conditions = (any::<bool>(), any::<bool>(), any::<bool>());
+        (1..4u8, zone, node, hinted, conditions).prop_map(
+            |(last, zone, node, hinted, (ready, serving, terminating))| Endpoint {
+                ready,
+                serving,
+                terminating,
+                node: node.map(str::to_owned),
+                for_nodes: hinted.into_iter().map(str::to_owned).collect(),
+                ..endpoint(last, zone)
+            },
+        )
+    }
+
+    /// All Service ports of a model, by Service.
+    fn all(model: &Model) -> BTreeMap<ServiceName, Vec<ServicePort>> {
+        model
+            .services()
+            .map(|name| (name.clone(), model.service_ports(name)))
+            .collect()
+    }
+
+    proptest! {
+        /// However the objects arrived, the model is that of a list of what is there at the end; and
+        /// rebuilding only what each step called stale leaves nothing stale behind.
+        #[test]
+        fn a_history_ends_where_a_list_of_its_end_begins(steps in steps()) {
+            let (mut stepwise, mut objects) = (model(), BTreeMap::new());
+            let mut built = BTreeMap::new();
+            for step in steps {
+                let changed = match step {
+                    Step::Apply(object) => {
+                        objects.insert(object.key(), object.clone());
+                        stepwise.apply(object)
+                    }
+                    Step::Delete(key) => {
+                        objects.remove(&key);
+                        stepwise.delete(&key)
+                    }
+                };
+                rebuild(&mut built, &stepwise, &changed);
+            }
+            let mut listed = model();
+            // On top of something else, which the list must wipe out.
+            let _before = listed.apply(service("gone", Policy::Local));
+            let _all = listed.relist(objects.into_values().collect());
+
+            prop_assert_eq!(all(&stepwise), all(&listed));
+            prop_assert_eq!(built, all(&listed));
+        }
+
+        /// Connections are dropped or refused exactly as the lists and `has_any` say, and a list that a
+        /// frontend needs is one that the port uses.
+        #[test]
+        fn every_frontend_finds_its_list(endpoints in prop::collection::vec(endpoints(), 0..6)) {
+            let mut model = model();
+            let _stale = model.apply(service("web", Policy::Local));
+            let _stale = model.apply(slice("s", "web", endpoints));
+            for port in model.service_ports(&name("web")) {
+                for frontend in &port.frontends {
+                    let list = port.list_for(frontend.kind, lb_common::select::Origin::Outside);
+                    prop_assert!(port.choice.list(list).is_some());
+                }
+            }
+        }
+    }
+
+    /// What an incremental builder does.
+    fn rebuild(
+        built: &mut BTreeMap<ServiceName, Vec<ServicePort>>,
+        model: &Model,
+        changed: &Changed,
+    ) {
+        if changed.everything {
+            *built = all(model);
+        }
+        for name in &changed.services {
+            if model.services().any(|known| known == name) {
+                built.insert(name.clone(), model.service_ports(name));
+            } else {
+                built.remove(name);
+            }
+        }
+    }
+}

@@ -29,8 +29,8 @@ use crate::{
 /// The folder itself cannot be read or watched.
 #[derive(Debug, thiserror::Error)]
 pub enum DirError {
-    #[error("cannot read the folder {}: {source}; create it, or name another one", .path.display())]
-    Read { path: PathBuf, source: io::Error },
+    #[error("cannot read the folder {}: {error}; create it, or name another one", .path.display())]
+    Read { path: PathBuf, error: io::Error },
     #[error("cannot watch the folder {}: {errno}; {}", .path.display(), watch_remedy(*.errno))]
     Watch { path: PathBuf, errno: Errno },
     #[error("the folder {} was removed or moved away; put it back", .0.display())]
@@ -85,9 +85,9 @@ pub fn read_dir_once(path: &Path) -> Result<Snapshot, DirError> {
 
 /// The names of the files that may hold objects.
 fn list(path: &Path) -> Result<BTreeSet<String>, DirError> {
-    let failed = |source| DirError::Read {
+    let failed = |error| DirError::Read {
         path: path.to_owned(),
-        source,
+        error,
     };
     let mut names = BTreeSet::new();
     for entry in fs::read_dir(path).map_err(failed)? {

@@ -237,3 +237,142 @@ fn metadata(document: &Value) -> ObjectMeta {
         ..ObjectMeta::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = "{apiVersion: v1, kind: Node, metadata: {name: a}}";
+
+    fn keys(name: &str, text: &str) -> Vec<String> {
+        let contents = parse(name, text).unwrap();
+        assert_eq!(contents.problems, [], "{text}");
+        contents.objects.keys().map(ToString::to_string).collect()
+    }
+
+    fn problems(name: &str, text: &str) -> Vec<String> {
+        match parse(name, text) {
+            Ok(contents) => contents.problems.iter().map(ToString::to_string).collect(),
+            Err(problem) => vec![problem.to_string()],
+        }
+    }
+
+    #[test]
+    fn a_file_may_hold_documents_and_lists_of_every_form() {
+        let json = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}}"#;
+        for (name, text) in [
+            ("one.yaml", NODE.to_owned()),
+            ("one.json", json.to_owned()),
+            ("ONE.JSON", json.to_owned()),
+            ("tabs.json", "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Node\",\n\t\"metadata\": {\"name\": \"a\"}}".to_owned()),
+            ("json.yml", json.to_owned()),
+            ("documents.yaml", format!("---\n# nothing\n---\n{NODE}\n---\n")),
+            ("list.yaml", format!("{{apiVersion: v1, kind: List, items: [{NODE}]}}")),
+            ("typed.yaml", "{apiVersion: v1, kind: NodeList, items: [{metadata: {name: a}}]}".to_owned()),
+        ] {
+            assert_eq!(keys(name, &text), ["Node a"], "{name}");
+        }
+        assert_eq!(
+            keys(
+                "two.json",
+                &format!("{json}\n{json}").replacen("\"a\"", "\"b\"", 1)
+            ),
+            ["Node a", "Node b"]
+        );
+        assert_eq!(keys("empty.yaml", ""), [""; 0]);
+        assert_eq!(keys("empty.json", " \n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_namespace_that_is_not_given_is_default() {
+        let service =
+            "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {clusterIP: 10.0.0.1}}";
+
+        assert_eq!(keys("a.yaml", service), ["Service default/web"]);
+        assert_eq!(
+            keys(
+                "a.yaml",
+                &service.replace("name:", "namespace: shop, name:")
+            ),
+            ["Service shop/web"]
+        );
+    }
+
+    #[test]
+    fn other_kinds_are_counted_and_not_mentioned() {
+        let text = "{apiVersion: apps/v1, kind: Deployment}\n---\n\
+                    {apiVersion: serving.knative.dev/v1, kind: Service, metadata: {name: web}}\n---\n\
+                    {apiVersion: v1, kind: PodList, items: [{}, {}]}";
+
+        let contents = parse("a.yaml", text).unwrap();
+
+        assert_eq!(contents.objects.len(), 0);
+        assert_eq!(contents.problems, []);
+        assert_eq!(contents.ignored, 4);
+    }
+
+    #[test]
+    fn a_large_list_is_read_whole() {
+        let items: Vec<_> = (0..40_000)
+            .map(|i| format!("- {{metadata: {{name: n{i}, labels: {{a: b, c: d}}}}}}\n"))
+            .collect();
+        let list = format!("apiVersion: v1\nkind: NodeList\nitems:\n{}", items.concat());
+
+        assert_eq!(parse("nodes.yaml", &list).unwrap().objects.len(), 40_000);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_file_and_line() {
+        for (name, text, expected) in [
+            ("a.yaml", "a: [\n", "a.yaml:1: unclosed bracket"),
+            ("a.yaml", "a: 1\na: 2\n", "a.yaml:2: "),
+            ("a.json", "{\n\"a\": }", "a.json:2: expected value"),
+            ("a.json", "{", "a.json:1: EOF while parsing"),
+            (
+                "a.yaml",
+                "just text",
+                "a.yaml:1: a document without apiVersion and kind",
+            ),
+            (
+                "a.yaml",
+                "---\n{kind: Node}",
+                "a.yaml:2: a document without apiVersion and kind",
+            ),
+            (
+                "a.yaml",
+                "{apiVersion: discovery.k8s.io/v1beta1, kind: EndpointSlice}",
+                "a.yaml:1: EndpointSlice of discovery.k8s.io/v1beta1 is not read; write it as discovery.k8s.io/v1",
+            ),
+            (
+                "a.yaml",
+                "---\n---\n{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: [{port: http}]}}",
+                "a.yaml:3: Service default/web: spec.ports[0].port: invalid type: string \"http\"",
+            ),
+            (
+                "a.yaml",
+                "{apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: []}}",
+                "a.yaml:1: Service default/web: it has no spec.clusterIP, so nothing can reach it; give it one",
+            ),
+            (
+                "a.yaml",
+                "{apiVersion: v1, kind: Node, metadata: {name: a}}\n---\n{apiVersion: v1, kind: Node, metadata: {name: a}}",
+                "a.yaml:3: Node a is given twice in this file; the later one counts",
+            ),
+        ] {
+            let problems = problems(name, text);
+
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].starts_with(expected), "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn a_bad_object_costs_only_itself() {
+        let text = format!("{{apiVersion: v1, kind: Node, metadata: {{name: [b]}}}}\n---\n{NODE}");
+
+        let contents = parse("a.yaml", &text).unwrap();
+
+        assert_eq!(contents.objects.len(), 1);
+        assert_eq!(contents.rejected.len(), 1);
+    }
+}

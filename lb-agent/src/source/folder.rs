@@ -146,3 +146,127 @@ impl Folder {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::document;
+
+    /// A file of Nodes, each `name=zone`; `!` makes it a broken one.
+    fn put(folder: &mut Folder, file: &str, nodes: &str) {
+        let documents: Vec<_> = nodes.split_whitespace().map(document).collect();
+        folder.put(file, document::parse(file, &documents.join("\n---\n")));
+    }
+
+    fn document(node: &str) -> String {
+        let Some((name, zone)) = node.split_once('=') else {
+            return node.replace('!', "[");
+        };
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {name}, \
+             labels: {{topology.kubernetes.io/zone: {zone}}}}}}}"
+        )
+    }
+
+    /// The changes as `name=zone` and `-name`.
+    fn changes(folder: &mut Folder) -> Vec<String> {
+        let (apply, delete) = folder.take_changes();
+        let applied = apply.into_iter().map(|object| match object {
+            Object::Node(node) => format!("{}={}", node.name, node.zone.unwrap_or_default()),
+            other @ (Object::Service(_) | Object::Slice(_) | Object::ServiceCidr(_)) => {
+                panic!("{other:?} is no Node")
+            }
+        });
+        applied
+            .chain(delete.into_iter().map(|key| format!("-{}", key.name)))
+            .collect()
+    }
+
+    #[test]
+    fn changes_are_the_difference_to_what_was_taken_before() {
+        let mut folder = Folder::default();
+        put(&mut folder, "a.yaml", "n1=a n2=a");
+        assert_eq!(changes(&mut folder), ["n1=a", "n2=a"]);
+        put(&mut folder, "a.yaml", "n1=a n2=b n3=a");
+        assert_eq!(changes(&mut folder), ["n2=b", "n3=a"]);
+        put(&mut folder, "a.yaml", "n3=a");
+        assert_eq!(changes(&mut folder), ["-n1", "-n2"]);
+        folder.remove("a.yaml");
+        assert_eq!(changes(&mut folder), ["-n3"]);
+        folder.remove("a.yaml");
+        assert_eq!(changes(&mut folder), [""; 0]);
+    }
+
+    #[test]
+    fn an_object_that_moves_between_files_is_no_change() {
+        let mut folder = Folder::default();
+        put(&mut folder, "a.yaml", "n1=a n2=a");
+        assert_eq!(changes(&mut folder).len(), 2);
+
+        put(&mut folder, "a.yaml", "n2=a");
+        put(&mut folder, "b.yaml", "n1=a");
+
+        assert_eq!(changes(&mut folder), [""; 0]);
+        assert_eq!(folder.problems(), []);
+    }
+
+    #[test]
+    fn a_broken_file_keeps_its_last_good_objects() {
+        let mut folder = Folder::default();
+        put(&mut folder, "a.yaml", "n1=a");
+        assert_eq!(changes(&mut folder).len(), 1);
+
+        put(&mut folder, "a.yaml", "n1=b !");
+        assert_eq!(changes(&mut folder), [""; 0]);
+        assert_eq!(folder.problems().len(), 1);
+        assert!(folder.is_complete());
+
+        put(&mut folder, "a.yaml", "n1=b");
+        assert_eq!(changes(&mut folder), ["n1=b"]);
+        assert_eq!(folder.problems(), []);
+    }
+
+    #[test]
+    fn a_rejected_object_stays_as_it_was_last_good() {
+        let mut folder = Folder::default();
+        let service = |ip: &str| {
+            format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{clusterIP: {ip}}}}}"
+            )
+        };
+        folder.put("a.yaml", document::parse("a.yaml", &service("10.0.0.1")));
+        assert_eq!(folder.take_changes().0.len(), 1);
+
+        folder.put("a.yaml", document::parse("a.yaml", &service("[]")));
+        assert_eq!(folder.take_changes(), (vec![], vec![]));
+        assert_eq!(folder.problems().len(), 1);
+
+        folder.put("a.yaml", document::parse("a.yaml", ""));
+        assert_eq!(folder.take_changes().1.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_was_never_good_makes_the_folder_incomplete() {
+        let mut folder = Folder::default();
+        put(&mut folder, "a.yaml", "!");
+        assert!(!folder.is_complete());
+        folder.remove("a.yaml");
+        assert!(folder.is_complete());
+    }
+
+    #[test]
+    fn of_two_files_the_last_by_name_counts_and_the_other_is_told() {
+        let mut folder = Folder::default();
+        put(&mut folder, "b.yaml", "n1=b");
+        put(&mut folder, "a.yaml", "n1=a");
+        assert_eq!(changes(&mut folder), ["n1=b"]);
+        assert_eq!(
+            folder.problems()[0].to_string(),
+            "b.yaml: Node n1 is also in a.yaml; the last file by name counts, remove the others"
+        );
+
+        folder.remove("b.yaml");
+        assert_eq!(changes(&mut folder), ["n1=a"]);
+        assert_eq!(folder.problems(), []);
+    }
+}

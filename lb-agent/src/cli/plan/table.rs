@@ -58,22 +58,27 @@ fn block(port: &ServicePort, out: &mut impl Write) -> io::Result<()> {
         id.family,
         extras(port)
     )?;
+    let width = width(port.frontends.iter().map(frontend_address));
     for at in &port.frontends {
-        frontend(port, at, out)?;
-    }
-    let width = port
-        .choice
-        .endpoints
-        .iter()
-        .map(|e| e.at.to_string().len())
-        .max();
-    for chosen in &port.choice.endpoints {
-        endpoint(chosen, width.unwrap_or(0), out)?;
+        frontend(port, at, width, out)?;
     }
     if port.choice.endpoints.is_empty() {
         writeln!(out, "  no endpoints")?;
     }
+    let width = self::width(
+        port.choice
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.at.to_string()),
+    );
+    for chosen in &port.choice.endpoints {
+        endpoint(chosen, width, out)?;
+    }
     Ok(())
+}
+
+fn width(column: impl Iterator<Item = String>) -> usize {
+    column.map(|cell| cell.len()).max().unwrap_or(0)
 }
 
 /// What is not the default.
@@ -89,18 +94,26 @@ fn extras(port: &ServicePort) -> String {
     extras
 }
 
-fn frontend(port: &ServicePort, at: &Frontend, out: &mut impl Write) -> io::Result<()> {
+fn frontend(
+    port: &ServicePort,
+    at: &Frontend,
+    width: usize,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let verdict = port.verdict(at.kind, Origin::Outside);
-    let address = match at.addr {
-        Some(addr) => socket_addr(addr, at.port).to_string(),
-        None => format!("{}:{}", address(at), at.port),
-    };
+    let (kind, address) = (kind_name(at.kind), frontend_address(at));
     writeln!(
         out,
-        "  {:<13} {address}  {}",
-        kind_name(at.kind),
+        "  {kind:<12}  {address:<width$}  {}",
         paint(colour(verdict), verdict)
     )
+}
+
+fn frontend_address(at: &Frontend) -> String {
+    match at.addr {
+        Some(addr) => socket_addr(addr, at.port).to_string(),
+        None => format!("{}:{}", address(at), at.port),
+    }
 }
 
 fn colour(verdict: Verdict) -> Style {
