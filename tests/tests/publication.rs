@@ -70,17 +70,18 @@ struct Load {
 
 /// Offsets at which the section names a map.
 fn lookups(object: &File<'_>, section: &object::Section<'_, '_>, map: &str) -> Vec<usize> {
-    let names_it = |target| match target {
-        RelocationTarget::Symbol(symbol) => object
-            .symbol_by_index(symbol)
-            .is_ok_and(|symbol| symbol.name() == Ok(map)),
-        _ => false,
+    let names_it = |target| {
+        let RelocationTarget::Symbol(symbol) = target else {
+            return false;
+        };
+        let symbol = object.symbol_by_index(symbol);
+        symbol.is_ok_and(|symbol| symbol.name() == Ok(map))
     };
     let is_code = section.name().is_ok_and(|name| name.starts_with("cgroup/"));
     let relocations = section.relocations().filter(|_| is_code);
     relocations
         .filter(|(_, relocation)| names_it(relocation.target()))
-        .map(|(offset, _)| usize::try_from(offset).unwrap())
+        .map(|(offset, _)| usize::try_from(offset).expect("a section fits into memory"))
         .collect()
 }
 
