@@ -3,7 +3,10 @@
 //! what `cargo xtask test` counts: `PASS name`, `FAIL name: why`, `SKIP name: why`, then `DONE`.
 #![expect(clippy::print_stdout, reason = "the console is the report")]
 
-use std::{fs, path::Path, process::Command};
+mod load;
+mod walk;
+
+use std::{fs, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use rustix::{
@@ -24,8 +27,8 @@ const MOUNTS: &[(&str, &str)] = &[
 fn main() -> Result<()> {
     report("boot", boot());
     match mode().as_deref() {
-        Ok("load") => load(),
-        Ok("walk") => walk(),
+        Ok("load") => load::run(),
+        Ok("walk") => report("walk", walk::run()),
         Ok(unknown) => report(
             unknown,
             Err(anyhow::anyhow!("the guest knows no such test")),
@@ -56,17 +59,6 @@ fn mode() -> Result<String> {
         .next_back();
     mode.map(str::to_owned)
         .context("no nearhop.test= on the kernel's command line")
-}
-
-/// The agent that ships runs on this kernel.
-fn load() {
-    report("agent_starts", run("/lb-agent", &["--version"]));
-}
-
-fn walk() {
-    if !Path::new("/lb-ebpf-walk.o").exists() {
-        println!("SKIP walk: lb-ebpf has no program of that name");
-    }
 }
 
 fn run(program: &str, args: &[&str]) -> Result<()> {
