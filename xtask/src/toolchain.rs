@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use console::style;
 
 use crate::run;
@@ -150,10 +150,12 @@ impl Host {
 /// Cargo's record of what it installed; only a JSON file of this name has the features.
 fn installed() -> Result<serde_json::Value> {
     let path = install_root()?.join(".crates2.json");
-    match fs::read_to_string(&path) {
-        Ok(record) => serde_json::from_str(&record).with_context(|| path.display().to_string()),
-        Err(_) => Ok(serde_json::Value::Null),
+    let record = fs::read_to_string(&path).unwrap_or_default();
+    // An installation that was interrupted leaves an empty file.
+    if record.trim().is_empty() {
+        return Ok(serde_json::Value::Null);
     }
+    serde_json::from_str(&record).with_context(|| path.display().to_string())
 }
 
 /// Where `cargo install` puts programs.
@@ -200,6 +202,7 @@ fn component(name: &str) -> Result<()> {
     let mut rustup = Command::new("rustup");
     rustup.args(["component", "add", name]);
     run::quietly(&format!("rustup adds {name}"), rustup)
+        .with_context(|| format!("rustup cannot fetch {name}; its server must be reachable once"))
 }
 
 fn bpf_linker(rustc_llvm: u32) -> Result<()> {
@@ -220,21 +223,24 @@ fn bpf_linker(rustc_llvm: u32) -> Result<()> {
 
 /// The oldest LLVM that can read rustc's bitcode, that bpf-linker knows and that this system has.
 fn llvm_for(rustc_llvm: u32) -> Result<u32> {
-    let has = |major: &u32| is_installed(&dev(*major)) || is_offered(&dev(*major));
-    let mut known = BPF_LINKER_LLVM.filter(|major| *major >= rustc_llvm);
-    if BPF_LINKER_LLVM.end() < &rustc_llvm {
-        bail!(
-            "rustc's LLVM is {rustc_llvm} and bpf-linker {BPF_LINKER} reads up to {}: \
-             use an older toolchain, or raise BPF_LINKER in xtask/src/toolchain.rs",
-            BPF_LINKER_LLVM.end()
-        );
+    ensure!(
+        rustc_llvm <= *BPF_LINKER_LLVM.end(),
+        "rustc's LLVM is {rustc_llvm} and bpf-linker {BPF_LINKER} reads up to {}: \
+         use an older toolchain, or raise BPF_LINKER in xtask/src/toolchain.rs",
+        BPF_LINKER_LLVM.end()
+    );
+    let is_there = |major: &u32| is_installed(&dev(*major)) || is_offered(&dev(*major));
+    let oldest = || {
+        BPF_LINKER_LLVM
+            .filter(|major| *major >= rustc_llvm)
+            .find(is_there)
+    };
+    if let Some(major) = oldest() {
+        return Ok(major);
     }
-    known.find(has).with_context(|| {
-        format!(
-            "apt offers no {}: add an apt source that has it",
-            dev(rustc_llvm)
-        )
-    })
+    apt_get(&["update"])?;
+    let missing = dev(rustc_llvm);
+    oldest().with_context(|| format!("apt has no {missing}: add a source that has it"))
 }
 
 fn dev(llvm: u32) -> String {
@@ -243,7 +249,7 @@ fn dev(llvm: u32) -> String {
 
 fn cargo_install(name: &str, version: &str, adapt: impl FnOnce(&mut Command)) -> Result<()> {
     let mut cargo = run::command("cargo");
-    // A target directory of its own, or one left by the caller, would be filled with it for ever.
+    // Cargo builds in a temporary folder then, and does not fill the caller's.
     cargo
         .args(["install", "--locked", "--force"])
         .env_remove("CARGO_TARGET_DIR");
@@ -260,31 +266,38 @@ fn cargo_install(name: &str, version: &str, adapt: impl FnOnce(&mut Command)) ->
 }
 
 /// Installs those of the packages that are missing.
-pub(crate) fn apt_install(packages: &[String]) -> Result<()> {
-    let missing: Vec<&String> = packages.iter().filter(|name| !is_installed(name)).collect();
+fn apt_install(packages: &[String]) -> Result<()> {
+    let missing = packages.iter().filter(|name| !is_installed(name));
+    let missing: Vec<&str> = missing.map(String::as_str).collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let mut install = Command::new("apt-get");
-    install
-        .args(["install", "--yes", "--no-install-recommends"])
-        .args(&missing);
+    if !missing.iter().all(|name| is_offered(name)) {
+        apt_get(&["update"])?;
+    }
+    let options = ["install", "--yes", "--no-install-recommends"];
+    let install = [options.as_slice(), &missing].concat();
+    apt_get(&install).or_else(|_| {
+        // Lists older than the mirror name packages that it does not have any more.
+        apt_get(&["update"])?;
+        apt_get(&install)
+    })
+}
+
+fn apt_get(args: &[&str]) -> Result<()> {
+    let mut apt = Command::new("apt-get");
+    apt.args(args);
+    let by_hand = run::shown(&apt);
     ensure!(
         found("apt-get"),
-        "there is no apt-get here: install {missing:?} by hand"
+        "there is no apt-get here; what it would do: {by_hand}"
     );
     ensure!(
         rustix::process::geteuid().is_root(),
-        "apt-get needs root: run `sudo {}`, then this command again",
-        run::shown(&install)
+        "apt-get needs root: run `sudo {by_hand}`, then this command again"
     );
-    install.env("DEBIAN_FRONTEND", "noninteractive");
-    if !missing.iter().all(|name| is_offered(name)) {
-        let mut update = Command::new("apt-get");
-        update.arg("update");
-        run::quietly("apt-get reads what there is", update)?;
-    }
-    run::quietly("apt-get installs", install)
+    apt.env("DEBIAN_FRONTEND", "noninteractive");
+    run::quietly(&format!("apt-get {}", args[0]), apt)
 }
 
 fn is_installed(package: &str) -> bool {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use super::source::Source;
 
-const DOCUMENTS: &[&str] = &["README.md", "ARCHITECTURE.md"];
+const DOCUMENTS: &[&str] = &["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"];
 
 /// Everything at the top of the repository. A new entry is a decision, made here.
 const TOP_LEVEL: &[&str] = &[
@@ -56,15 +56,22 @@ fn exists(root: &Path, sources: &[Source], path: &str) -> bool {
     root.join(path).exists() || sources.iter().any(|source| source.path.ends_with(&end))
 }
 
-/// What stands in backticks and looks like a path of this repository, with its line.
+/// What a document names in backticks or links to and is a path of this repository, with its line.
 fn paths_in(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let numbered = text.lines().zip(1..).map(|(line, number)| (number, line));
     numbered.flat_map(|(number, line)| {
         // A fence's three backticks leave nothing between them.
-        let quoted = line.split('`').skip(1).step_by(2);
-        quoted
-            .filter(|word| is_path(word))
-            .map(move |word| (number, word))
+        let quoted = line
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .filter(|word| is_path(word));
+        let linked = line
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split([')', '#']).next());
+        let linked = linked.filter(|link| !link.is_empty() && !link.contains("://"));
+        quoted.chain(linked).map(move |word| (number, word))
     })
 }
 
@@ -109,6 +116,13 @@ mod tests {
             found,
             [(1, "lb-agent/src/lib.rs"), (1, "select.rs"), (1, "docs/")]
         );
+    }
+
+    #[test]
+    fn links_into_the_repository_are_paths() {
+        let text = "[a](docs/maps.md#rings), [b](https://example.org/x), [c](#here)";
+        let found: Vec<_> = paths_in(text).collect();
+        assert_eq!(found, [(1, "docs/maps.md")]);
     }
 
     #[test]
