@@ -56,7 +56,7 @@ pub(crate) fn test(tree: &Tree, kernel: &Kernel, filter: Option<&str>) -> Result
     Ok(tally)
 }
 
-/// Packs everything a guest needs: itself, the agent, the objects and a cluster to serve.
+/// Packs everything a guest needs: itself, the agent and the programs that the agent does not embed.
 fn initrd(tree: &Tree) -> Result<PathBuf> {
     let mut cargo = build::cargo(tree, "build");
     cargo.args(["--package", "lb-tests", "--bin", "vm_guest"]);
@@ -72,7 +72,6 @@ fn initrd(tree: &Tree) -> Result<PathBuf> {
     for bin in build::further_programs(tree)? {
         files.file(&format!("lb-ebpf-{bin}.o"), &tree.object_of(&bin))?;
     }
-    files.folder("objects", &tree.root.join("examples/cross-zone"))?;
 
     let path = tree.target.join("vm/initrd");
     fs::write(&path, files.packed()).with_context(|| path.display().to_string())?;
@@ -87,7 +86,7 @@ fn boot(kernel: &Kernel, mode: &Mode, image: &PathBuf, initrd: &PathBuf) -> Resu
     qemu.args(["-smp", &mode.cpus.to_string()]);
     qemu.arg("-kernel").arg(image).arg("-initrd").arg(initrd);
     qemu.arg("-append").arg(format!(
-        "console=ttyS0 quiet panic=-1 nearhop.test={}",
+        "console=ttyS0 quiet panic=-1 NO_COLOR=1 nearhop.test={}",
         mode.name
     ));
     run::say_command(&qemu);

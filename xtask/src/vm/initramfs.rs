@@ -43,16 +43,6 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Adds the files of a folder, which has no folders in it.
-    pub(crate) fn folder(&mut self, name: &str, path: &Path) -> Result<()> {
-        for entry in fs::read_dir(path).with_context(|| path.display().to_string())? {
-            let entry = entry?;
-            let file = entry.file_name();
-            self.file(&format!("{name}/{}", file.to_string_lossy()), &entry.path())?;
-        }
-        Ok(())
-    }
-
     pub(crate) fn packed(mut self) -> Vec<u8> {
         self.entry(Path::new("dev/console"), CONSOLE, CONSOLE_DEVICE, &[]);
         self.entry(Path::new("TRAILER!!!"), 0, (0, 0), &[]);

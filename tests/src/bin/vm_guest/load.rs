@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_tests::{objects, wait};
 use serde_json::Value;
 
-use crate::report;
+use crate::{report, run as run_program};
 
 const OBJECTS: &str = "/tmp/objects";
 const SERVICE_V4: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
@@ -28,8 +28,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) fn run() {
     report("objects", write_objects());
     report("servers", serve());
-    let agent = start_agent();
-    match agent {
+    report("check", lb_agent(&["check"]));
+    match start_agent() {
         Ok(agent) => with_agent(agent),
         Err(error) => report("programs_load", Err(error)),
     }
@@ -135,6 +135,10 @@ fn start_agent() -> Result<Child> {
         .args(run)
         .spawn()
         .context("starting /lb-agent")
+}
+
+fn lb_agent(args: &[&str]) -> Result<()> {
+    run_program("/lb-agent", args)
 }
 
 fn status() -> Result<Value> {
@@ -250,8 +254,7 @@ fn restart() -> Result<()> {
 }
 
 fn cleanup() -> Result<()> {
-    let status = Command::new("/lb-agent").arg("cleanup").status()?;
-    ensure!(status.success(), "{status}");
+    lb_agent(&["cleanup"])?;
     ensure!(!fs::exists("/sys/fs/bpf/nearhop")?, "pins are left");
     Ok(())
 }
