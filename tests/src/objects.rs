@@ -39,6 +39,13 @@ impl Objects {
         self.remove(&file_name(&object.into()));
     }
 
+    /// Adds or replaces several objects in one file, so that one sync programs them all.
+    pub fn apply_together(&self, file: &str, objects: impl IntoIterator<Item = Value>) {
+        let items: Vec<_> = objects.into_iter().collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        self.write(file, &list.to_string());
+    }
+
     /// Replaces a whole file at once.
     pub fn write(&self, file: &str, text: &str) {
         let (part, whole) = (self.dir.join(format!(".{file}.part")), self.dir.join(file));

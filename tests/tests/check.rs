@@ -29,7 +29,7 @@ fn check(process_of: &Node, cgroup_of: &Node) -> (bool, String) {
         .cgroup()
         .to_str()
         .expect("the lab's paths are plain ASCII");
-    let output = process_of.cli().run(&["check", "--cgroup", cgroup]);
+    let output = process_of.cli().on_pins(&["check", "--cgroup", cgroup]);
     let said = [output.stdout, output.stderr].concat();
     (output.status.success(), agent::text(&said))
 }

@@ -3,14 +3,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::fs;
+use std::{fs, path::Path};
 
 use lb_tests::{
-    Lab, Serve,
+    Lab, Node, Objects, Serve, agent,
     objects::{Slice, slice},
     scene::{self, Scene, TCP_PORT, web},
     wait,
 };
+use rustix::thread::CapabilitySet;
 
 #[test]
 fn a_broken_file_is_counted_and_its_objects_serve_on() {
@@ -98,21 +99,93 @@ fn a_node_that_is_not_among_the_objects_is_warned_about_and_served() {
     assert!(log.contains("WARN") && log.contains("stranger"), "{log}");
 }
 
+/// CAP_SYS_ADMIN stands for CAP_BPF and CAP_PERFMON in the kernel's eyes.
+const NEEDED: [(&str, &[&str]); 3] = [
+    ("CAP_BPF", &["bpf", "sys_admin"]),
+    ("CAP_PERFMON", &["perfmon", "sys_admin"]),
+    ("CAP_NET_ADMIN", &["net_admin"]),
+];
+
 #[test]
-fn without_a_capability_the_agent_names_the_remedy_and_the_pins_serve_on() {
+fn without_a_capability_the_agent_names_it_and_the_pins_serve_on() {
     let scene = Scene::new(1);
     scene.agent.kill().unwrap();
-    let without = &["bpf", "sys_admin"];
 
-    let crippled = scene
-        .node
-        .start_agent(scene.node.run_command(&scene.objects, &[], without));
-    let status = crippled.wait_exit();
+    for (name, without) in NEEDED {
+        let crippled = scene
+            .node
+            .start_agent(scene.node.run_command(&scene.objects, &[], without));
+        let status = crippled.wait_exit();
 
+        assert!(!status.success(), "without {name}: {status}");
+        let log = crippled.log();
+        assert!(log.contains(name), "without {name}: {log}");
+        serves(&scene);
+    }
+}
+
+#[test]
+fn three_capabilities_are_enough() {
+    let scene = Scene::new(1);
+    scene.agent.kill().unwrap();
+    let kept = ["BPF", "PERFMON", "NET_ADMIN"];
+    let others = CapabilitySet::all().iter_names().map(|(name, _)| name);
+    let without: Vec<_> = others.filter(|name| !kept.contains(name)).collect();
+
+    for pins in ["adopted", "made anew"] {
+        let agent = scene
+            .node
+            .start_agent(scene.node.run_command(&scene.objects, &[], &without));
+        agent
+            .wait_ready()
+            .unwrap_or_else(|error| panic!("{pins}: {error:#}"));
+        serves(&scene);
+        agent.kill().unwrap();
+        assert!(scene.node.cli().on_pins(&["cleanup"]).status.success());
+    }
+}
+
+#[test]
+fn pins_outside_of_a_bpf_file_system_are_refused_with_the_remedy() {
+    let lab = Lab::new();
+    let (node, objects) = (lab.node("node-a"), lab.objects());
+    let pins = lab.dir().join("no-bpffs");
+    fs::create_dir(&pins).unwrap();
+
+    let log = fails(&node, &objects, node.cgroup(), &pins);
+
+    assert!(log.contains("mount -t bpf"), "{log}");
+}
+
+#[test]
+fn a_folder_that_is_no_cgroup_is_refused_by_name() {
+    let lab = Lab::new();
+    let (node, objects) = (lab.node("node-a"), lab.objects());
+
+    let log = fails(&node, &objects, lab.dir(), &node.pin_path());
+
+    assert!(log.contains(lab.dir().to_str().unwrap()), "{log}");
+    assert!(log.contains("cgroup"), "{log}");
+}
+
+fn fails(node: &Node, objects: &Objects, cgroup: &Path, pins: &Path) -> String {
+    let mut command = node
+        .host()
+        .place()
+        .command(&agent::program().unwrap(), &[])
+        .unwrap();
+    command.args(["run", "--node", node.name()]);
+    for (flag, dir) in [
+        ("--objects", objects.dir()),
+        ("--cgroup", cgroup),
+        ("--pin-path", pins),
+    ] {
+        command.arg(flag).arg(dir);
+    }
+    let agent = node.start_agent(command);
+    let status = agent.wait_exit();
     assert!(!status.success(), "{status}");
-    let log = crippled.log();
-    assert!(log.contains("CAP_BPF"), "{log}");
-    serves(&scene);
+    agent.log()
 }
 
 #[test]

@@ -2,10 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
 
-use std::process::Command;
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use lb_tests::{
-    Serve, agent,
+    Lab, Serve, agent,
     scene::{self, Scene, TCP_PORT},
     wait,
 };
@@ -94,7 +94,7 @@ fn cleanup_leaves_no_pin_and_no_program() {
     let output = scene.node.cli().on_pins(&["cleanup"]);
 
     assert!(output.status.success(), "{}", agent::text(&output.stderr));
-    let left: Vec<_> = std::fs::read_dir(scene.node.pin_path())
+    let left: Vec<_> = fs::read_dir(scene.node.pin_path())
         .into_iter()
         .flatten()
         .collect();
@@ -102,6 +102,33 @@ fn cleanup_leaves_no_pin_and_no_program() {
     assert_eq!(attached(&scene), Vec::<Value>::new());
     let error = scene.client.tcp(scene::TCP).unwrap_err();
     assert_eq!(error, rustix::io::Errno::INPROGRESS, "nobody is to answer");
+}
+
+#[test]
+fn where_nothing_is_installed_status_says_so_with_a_code_of_its_own() {
+    let lab = Lab::new();
+    let cli = lab.node("node-a").cli();
+
+    let status = cli.on_pins(&["status"]);
+
+    assert_eq!(
+        status.status.code(),
+        Some(3),
+        "{}",
+        agent::text(&status.stderr)
+    );
+}
+
+#[test]
+fn a_restart_replaces_programs_in_place() {
+    let scene = Scene::new(1);
+    let links = link_ids(&scene);
+    scene.agent.kill().unwrap();
+
+    let _agent = scene.node.agent(&scene.objects);
+
+    assert_eq!(links.len(), 8, "{links:?}");
+    assert_eq!(link_ids(&scene), links);
 }
 
 #[test]
@@ -114,6 +141,25 @@ fn a_second_cleanup_finds_nothing_and_succeeds() {
     for output in outputs {
         assert!(output.status.success(), "{}", agent::text(&output.stderr));
     }
+}
+
+/// The ids of the links that the node's agent has pinned, by file name.
+fn link_ids(scene: &Scene) -> BTreeMap<String, Value> {
+    let links = fs::read_dir(scene.node.pin_path().join("v1/links")).unwrap();
+    let id = |path: &Path| {
+        let mut bpftool = Command::new("bpftool");
+        let output = bpftool
+            .args(["--json", "link", "show", "pinned"])
+            .arg(path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", agent::text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()["id"].clone()
+    };
+    let named = links.map(|link| link.unwrap().path());
+    named
+        .map(|path| (path.display().to_string(), id(&path)))
+        .collect()
 }
 
 /// The programs at the node's cgroup.

@@ -111,7 +111,7 @@ fn one_socket_asks_several_services_and_knows_who_answers() {
     }
 }
 
-/// Two more Services, in one file, so that one sync adds both.
+/// Two more Services.
 fn add_resolvers(scene: &Scene) {
     let mut items = Vec::new();
     for number in [1, 2] {
@@ -120,11 +120,10 @@ fn add_resolvers(scene: &Scene) {
         let name = format!("kube-system/dns-{number}");
         let service = service(&name, &[&format!("10.96.0.1{number}")]).udp("dns", 53);
         let slice = slice(&name, "IPv4").udp("dns", UDP_PORT);
-        items.push(serde_json::Value::from(service));
+        items.push(service.into());
         items.push(slice.endpoint(pod.addr(), NODE, ZONE).into());
     }
-    let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items});
-    scene.objects.write("resolvers.json", &list.to_string());
+    scene.objects.apply_together("resolvers.json", items);
 }
 
 #[test]
@@ -138,5 +137,63 @@ fn a_socket_serves_a_service_and_a_plain_address_side_by_side() {
         socket.send_to(to, "hi").unwrap();
 
         assert_eq!(socket.receive().unwrap().from, Some(to));
+    }
+}
+
+#[test]
+fn a_socket_whose_backend_is_gone_sends_to_another() {
+    let scene = Scene::new(2);
+    let socket = scene.client.udp_socket(Family::Inet);
+    let ask = || {
+        socket.send_to(scene::UDP, "hi").unwrap();
+        socket.receive().unwrap()
+    };
+    let first = ask().answer.server;
+    let (gone, rest): (Vec<_>, Vec<_>) = scene
+        .backends
+        .iter()
+        .cloned()
+        .partition(|pod| pod.at(UDP_PORT) == first);
+
+    scene
+        .agent
+        .programs(|| scene.objects.apply(scene::web_slice(&rest)));
+    let second = ask();
+
+    assert_eq!(gone.len(), 1);
+    assert_eq!(second.answer.server, rest[0].at(UDP_PORT));
+    assert_eq!(second.from, Some(address(scene::UDP)));
+}
+
+#[test]
+fn a_socket_that_connects_anew_shows_its_new_peer() {
+    let scene = Scene::new(1);
+    let other = scene.node.pod("10.0.2.1");
+    other.serve(Serve::Udp, 53);
+    let socket = scene.client.udp(scene::UDP).unwrap();
+
+    socket.connect(other.at(53)).unwrap();
+
+    assert_eq!(socket.peer_name().unwrap(), other.at(53));
+    assert_eq!(socket.ask("hi").unwrap().server, other.at(53));
+}
+
+#[test]
+fn two_services_with_one_backend_each_answer_for_themselves() {
+    let scene = Scene::new(1);
+    let twin = service("default/twin", &["10.96.0.20"]).udp("dns", 53);
+    let slice = slice("default/twin", "IPv4").udp("dns", UDP_PORT);
+    let slice = slice.endpoint(scene.backends[0].addr(), NODE, ZONE);
+    scene.agent.programs(|| {
+        scene
+            .objects
+            .apply_together("twin.json", [twin.into(), slice.into()]);
+    });
+
+    let socket = scene.client.udp_socket(Family::Inet);
+    for to in [scene::UDP, "10.96.0.20:53", scene::UDP] {
+        socket.send_to(to, "hi").unwrap();
+
+        assert_eq!(socket.receive().unwrap().from, Some(address(to)));
     }
 }
