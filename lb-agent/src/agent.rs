@@ -182,7 +182,8 @@ impl Agent {
         }
         self.history.record(&report, failed.is_some());
         let problems = self.problems_after(&report, failed.as_deref());
-        self.log(&report, begun.elapsed(), problems);
+        self.log_problems(problems);
+        self.log(&report, begun.elapsed(), failed.is_some());
         self.write_status(&report)?;
         Ok(failed.map(|_| self.history.retry_in()))
     }
@@ -195,20 +196,24 @@ impl Agent {
         problems
     }
 
-    fn log(&mut self, report: &SyncReport, took: Duration, problems: Vec<String>) {
+    fn log_problems(&mut self, problems: Vec<String>) {
         self.warn_of_unknown_node();
         if problems != self.problems {
             warn_of_problems(&problems);
             self.problems = problems;
         }
+    }
+
+    fn log(&self, report: &SyncReport, took: Duration, failed: bool) {
         info!(
             services = self.engine.programmed().ports().len(),
             ops = report.ops,
             micros = took.as_micros(),
             problems = self.problems.len(),
-            "synced"
+            "{}",
+            if failed { "not synced" } else { "synced" }
         );
-        if self.history.syncs == 1 && self.history.failed_in_a_row == 0 {
+        if self.history.syncs == 1 && !failed {
             info!("ready");
         }
     }

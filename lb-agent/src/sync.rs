@@ -219,3 +219,154 @@ impl<S: MapStore> Engine<S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        datapath::fake::{FakeMaps, FaultyMaps},
+        source::document,
+        tables::dump,
+    };
+
+    #[test]
+    fn what_is_programmed_converges_whatever_fails() {
+        for seed in 0..50 {
+            let maps = FaultyMaps::new(Capacities::default(), seed);
+            let mut engine = Engine::start(wanted(&web(9)), maps).unwrap();
+            sync_until_done(&mut engine);
+            engine.fold(batch(&web(3)));
+            sync_until_done(&mut engine);
+
+            assert_eq!(
+                served(&engine.store().maps),
+                served(programmed(&web(3)).store()),
+                "seed {seed}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_agent_that_finds_what_it_wants_changes_nothing() {
+        let first = programmed(&web(5));
+        let mut second = Engine::start(wanted(&web(5)), first.store).unwrap();
+
+        assert_eq!(sync(&mut second).ops, 0);
+    }
+
+    #[test]
+    fn an_agent_that_died_at_any_operation_is_followed_by_one_that_finishes() {
+        let change = programmed(&web(9)).sync_ops(&web(2));
+        for survived in 0..change.len() {
+            let mut maps = programmed(&web(9)).store;
+            change[..survived]
+                .iter()
+                .for_each(|op| maps.tables.apply(op));
+            let mut next = Engine::start(wanted(&web(2)), maps).unwrap();
+            sync(&mut next);
+
+            assert_eq!(served(next.store()), served(programmed(&web(2)).store()));
+        }
+    }
+
+    #[test]
+    fn a_service_without_room_is_served_as_it_was_until_there_is_room() {
+        let small = FakeMaps::new(Capacities {
+            backends: 4,
+            ..Capacities::default()
+        });
+        let mut engine = Engine::start(wanted(&web(3)), small).unwrap();
+        sync(&mut engine);
+        let before = served(engine.store());
+
+        engine.fold(batch(&web(9)));
+        let report = sync(&mut engine);
+        assert_eq!(report.full.len(), 1);
+        assert!(report.full[0].to_string().contains("--capacity-backends"));
+        assert_eq!(served(engine.store()), before);
+
+        engine.fold(batch(&web(4)));
+        let report = sync(&mut engine);
+        assert_eq!(report.full, []);
+        assert_eq!(served(engine.store()), served(programmed(&web(4)).store()));
+    }
+
+    impl Engine<FakeMaps> {
+        /// The operations that these objects take, without carrying them out.
+        fn sync_ops(mut self, yaml: &str) -> Vec<Op> {
+            self.fold(batch(yaml));
+            diff(&mut self.have, &mut self.wanted.desired).ops
+        }
+    }
+
+    /// A Service with this many endpoints, of which none is another node's or zone's.
+    fn web(endpoints: usize) -> String {
+        let endpoints: String = (1..=endpoints)
+            .map(|last| format!("- {{addresses: [10.0.1.{last}], conditions: {{ready: true}}}}\n"))
+            .collect();
+        format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: web, namespace: default}}
+spec:
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10]
+  ipFamilies: [IPv4]
+  ports: [{{name: http, port: 80, protocol: TCP}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: web-1, namespace: default, labels: {{kubernetes.io/service-name: web}}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080, protocol: TCP}}]
+endpoints:
+{endpoints}"
+        )
+    }
+
+    fn batch(yaml: &str) -> Batch {
+        let contents = document::parse("web.yaml", yaml).expect("the test's YAML is good");
+        assert_eq!(contents.problems, []);
+        Batch {
+            apply: contents.objects.into_values().collect(),
+            complete: true,
+            ..Batch::default()
+        }
+    }
+
+    fn wanted(yaml: &str) -> Wanted {
+        let mut wanted = Wanted::new(Settings {
+            node: "n1".to_owned(),
+            zone: None,
+            external_ips: true,
+        });
+        wanted.fold(batch(yaml));
+        wanted
+    }
+
+    fn programmed(yaml: &str) -> Engine<FakeMaps> {
+        let maps = FakeMaps::new(Capacities::default());
+        let mut engine = Engine::start(wanted(yaml), maps).unwrap();
+        sync(&mut engine);
+        engine
+    }
+
+    fn sync(engine: &mut Engine<FakeMaps>) -> SyncReport {
+        let mut report = SyncReport::default();
+        engine.sync(&mut report).unwrap();
+        report
+    }
+
+    fn sync_until_done(engine: &mut Engine<FaultyMaps>) {
+        let done = (0..1000).any(|_| engine.sync(&mut SyncReport::default()).is_ok());
+        assert!(done, "a sync in a thousand goes through");
+    }
+
+    /// What clients meet, without the indices, which depend on what was there before.
+    fn served(maps: &FakeMaps) -> String {
+        dump::services(&maps.tables)
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+}
