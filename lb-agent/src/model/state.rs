@@ -39,8 +39,9 @@ impl Changed {
         *self == Self::default()
     }
 
-    pub fn merge(&mut self, mut other: Self) {
-        self.services.append(&mut other.services);
+    pub fn merge(&mut self, other: Self) {
+        // `append` would rebuild the whole set each time.
+        self.services.extend(other.services);
         self.everything |= other.everything;
         self.cidrs |= other.cidrs;
     }
