@@ -1,8 +1,10 @@
 //! What `run` runs: one owner, one loop, a closed set of events.
 //!
-//!     folder ─ Batch ─┐
-//!     timer ── Tick ──┼─▶ fold ─▶ sync ─▶ STATUS
-//!     signal ─ Shutdown ─▶ exit; the kernel goes on serving
+//! ```text
+//! folder ─ Batch ─┐
+//! timer ── Tick ──┼─▶ fold ─▶ sync ─▶ STATUS
+//! signal ─ Shutdown ─▶ exit; the kernel goes on serving
+//! ```
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

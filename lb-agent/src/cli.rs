@@ -9,9 +9,7 @@ pub mod status;
 
 use std::{io, process::ExitCode};
 
-use clap::{Parser, Subcommand};
-
-use crate::cli::plan::Output;
+use clap::{Parser, Subcommand, ValueEnum};
 
 /// A kube-proxy replacement that keeps Service traffic near
 #[derive(Debug, Parser)]
@@ -30,6 +28,18 @@ enum Command {
     Check(check::Args),
     Cleanup(cleanup::Args),
 }
+
+/// How a command prints.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// The exit code where there is nothing to look at.
+const NOT_INSTALLED: u8 = 3;
 
 impl Cli {
     /// Run the command and say how the process ends.

@@ -1,9 +1,11 @@
 //! Keeps the maps equal to what is wanted. No clock and no kernel but for the [`MapStore`], so that tests drive the very
 //! loop body that a node runs, with a store that fails.
 //!
-//!     batch ─ fold ─▶ Wanted ─ diff ─▶ operations ─▶ MapStore
-//!                      ▲                    │
-//!                      └── touch all ◀── failed: read the maps back
+//! ```text
+//! batch ─ fold ─▶ Wanted ─ diff ─▶ operations ─▶ MapStore
+//!                  ▲                    │
+//!                  └── touch all ◀── failed: read the maps back
+//! ```
 
 use std::{collections::BTreeSet, mem};
 

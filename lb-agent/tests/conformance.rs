@@ -4,7 +4,10 @@
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use lb_agent::{
-    cli::plan::{Args, Output, plan},
+    cli::{
+        Output,
+        plan::{Args, plan},
+    },
     model::ServicePort,
 };
 use lb_common::{

@@ -9,9 +9,10 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
 use crate::{
+    cli::Output,
     model::{Model, ServicePort, state::Settings},
     source::{
         Problem,
@@ -39,14 +40,6 @@ pub struct Args {
     /// How to print it
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     pub output: Output,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Output {
-    /// For people
-    Table,
-    /// For programs
-    Json,
 }
 
 const EXAMPLES: &str = "\

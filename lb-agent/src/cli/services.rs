@@ -9,7 +9,7 @@ use anyhow::Result;
 use clap::Parser;
 
 use crate::{
-    cli::Output,
+    cli::{NOT_INSTALLED, Output},
     config::PIN_PATH,
     datapath::{BpfMaps, Pins, store::MapStore},
     tables::dump,
@@ -39,8 +39,6 @@ Exit codes:
   0  printed
   1  it cannot be read, and the error says why
   3  nothing is installed";
-
-const NOT_INSTALLED: u8 = 3;
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let pins = Pins::new(&args.pin_path);

@@ -11,7 +11,7 @@ use lb_common::tables::{Status as Cell, names};
 use serde::Serialize;
 
 use crate::{
-    cli::Output,
+    cli::{NOT_INSTALLED, Output},
     config::PIN_PATH,
     datapath::{
         BpfMaps, Pins,
@@ -50,7 +50,6 @@ Exit codes:
   3  nothing is installed
   4  installed, and not ready";
 
-const NOT_INSTALLED: u8 = 3;
 const NOT_READY: u8 = 4;
 
 /// What `-o json` prints.

@@ -4,6 +4,7 @@
 use std::{
     io,
     marker::PhantomData,
+    os::fd::{AsFd, BorrowedFd},
     sync::atomic::{
         AtomicU64,
         Ordering::{Relaxed, Release},
@@ -33,16 +34,19 @@ impl<T: Pod> Cells<T> {
 
     /// Maps a whole array into memory.
     pub(super) fn open(map: &MapData) -> io::Result<Self> {
-        use std::os::fd::AsFd;
-
         let info = map.info().map_err(io::Error::other)?;
         if info.value_size() as usize != size_of::<T>() {
-            return Err(io::Error::other("its cells have another size"));
+            let what = "its cells have another size than this agent's; use the agent that made it, or \
+                        run `lb-agent cleanup`";
+            return Err(io::Error::other(what));
         }
-        let words = info.max_entries() as usize * Self::WORDS;
+        Self::map(map.fd().as_fd(), info.max_entries())
+    }
+
+    fn map(map: BorrowedFd<'_>, count: u32) -> io::Result<Self> {
         Ok(Self {
-            mapping: Mapping::new(map.fd().as_fd(), words)?,
-            count: info.max_entries(),
+            mapping: Mapping::new(map, count as usize * Self::WORDS)?,
+            count,
             cell: PhantomData,
         })
     }
@@ -111,4 +115,81 @@ impl<T: Pod> Cells<T> {
 fn words<T: Pod>(value: &T) -> impl Iterator<Item = u64> {
     let chunks = bytemuck::bytes_of(value).as_chunks::<8>().0;
     chunks.iter().map(|word| u64::from_ne_bytes(*word))
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::tables::{Backend, Membership};
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    const GUARD: usize = std::mem::offset_of!(Backend, membership);
+
+    #[test]
+    fn a_cell_reads_back_as_it_was_written_and_its_neighbours_stay() {
+        let cells = cells(3);
+        cells.write(1, &backend()).unwrap();
+
+        assert_eq!(cells.read(1).unwrap(), backend());
+        let empty = bytemuck::Zeroable::zeroed();
+        assert_eq!(cells.read_all().unwrap(), [empty, backend(), empty]);
+    }
+
+    #[test]
+    fn a_guarded_cell_is_whole_and_valid_in_the_end() {
+        let cells = cells(1);
+        cells.write_guarded(0, &backend(), GUARD, 0).unwrap();
+
+        assert_eq!(cells.read(0).unwrap(), backend());
+    }
+
+    #[test]
+    fn one_word_is_published_and_the_others_stay() {
+        let cells = cells(1);
+        cells.write(0, &backend()).unwrap();
+        let membership = Membership {
+            lists: 0,
+            generation: 9,
+        };
+        cells.publish(0, GUARD, membership.word()).unwrap();
+
+        let published = Backend {
+            membership,
+            ..backend()
+        };
+        assert_eq!(cells.read(0).unwrap(), published);
+    }
+
+    #[test]
+    fn a_cell_beyond_the_end_is_an_error() {
+        let cells = cells(2);
+
+        assert!(cells.read(2).is_err());
+        assert!(cells.write(2, &backend()).is_err());
+        assert!(cells.publish(u32::MAX, GUARD, 1).is_err());
+    }
+
+    fn backend() -> Backend {
+        Backend {
+            addr: lb_common::addr::Addr::v4([10, 0, 1, 5]),
+            service: 1,
+            port: 8080,
+            zone: 2,
+            proto: 6,
+            locality: 3,
+            pad: [0; 6],
+            membership: Membership {
+                lists: 5,
+                generation: 8,
+            },
+        }
+    }
+
+    /// On memory of no map, which needs no capability.
+    fn cells(count: u32) -> Cells<Backend> {
+        let memory = memfd_create("cells", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&memory, u64::from(count) * size_of::<Backend>() as u64).unwrap();
+        Cells::map(memory.as_fd(), count).unwrap()
+    }
 }

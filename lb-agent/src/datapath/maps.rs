@@ -74,7 +74,10 @@ impl BpfMaps {
     pub fn open_pinned(pins: &Pins) -> Result<Self> {
         Self::open(|name| {
             let path = pins.map(name);
-            MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))
+            MapData::from_pin(&path).with_context(|| {
+                let path = path.display();
+                format!("opening {path}; pins are root's, and need CAP_BPF")
+            })
         })
     }
 

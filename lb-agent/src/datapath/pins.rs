@@ -188,3 +188,62 @@ fn remove_folder(folder: &Path) -> Result<Option<PathBuf>> {
         Err(error) => Err(error).with_context(|| format!("removing {}", folder.display())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_there_is_told_apart() {
+        let (_folder, pins) = pins();
+        assert_eq!(pins.state(), State::Empty);
+
+        fs::create_dir_all(pins.links()).unwrap();
+        names::ALL.iter().for_each(|name| touch(&pins.map(name)));
+        assert_eq!(pins.state(), State::Unfinished);
+
+        touch(&pins.link("nh_connect4"));
+        assert_eq!(pins.state(), State::Installed);
+
+        fs::remove_file(pins.map(names::SLOTS)).unwrap();
+        let missing = vec![names::SLOTS];
+        assert_eq!(pins.state(), State::Broken { missing });
+    }
+
+    #[test]
+    fn every_layout_is_removed_links_first_and_nothing_else() {
+        let (_folder, pins) = pins();
+        fs::create_dir_all(pins.links()).unwrap();
+        fs::create_dir_all(pins.root().join("v0")).unwrap();
+        touch(&pins.link("nh_connect4"));
+        touch(&pins.map(names::SLOTS));
+        touch(&pins.root().join("theirs"));
+
+        let removed = pins.remove_all().unwrap();
+        let old = pins.root().join("v0");
+        let links = [pins.link("nh_connect4"), pins.links()];
+        let rest = [pins.map(names::SLOTS), pins.folder()];
+        assert_eq!(removed, [&[old][..], &links, &rest].concat());
+        assert!(pins.root().join("theirs").exists());
+    }
+
+    #[test]
+    fn a_place_on_another_file_system_is_refused_with_the_mount_command() {
+        let (_folder, pins) = pins();
+        let error = pins.require_bpffs().unwrap_err().to_string();
+
+        assert!(error.contains("mount -t bpf"), "{error}");
+    }
+
+    /// The names are the matter here, so any folder does.
+    fn pins() -> (tempfile::TempDir, Pins) {
+        let folder = tempfile::tempdir().unwrap();
+        let pins = Pins::new(folder.path().join("nearhop"));
+        fs::create_dir_all(pins.root()).unwrap();
+        (folder, pins)
+    }
+
+    fn touch(path: &Path) {
+        fs::write(path, "").unwrap();
+    }
+}
