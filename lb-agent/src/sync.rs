@@ -1,5 +1,5 @@
-//! Keeps the maps equal to what is wanted. No clock and no kernel but for the [`MapStore`], so that tests drive the very
-//! loop body that a node runs, with a store that fails.
+//! Keeps the maps equal to what is wanted. No clock, and no kernel but behind the [`MapStore`], so that
+//! tests drive the very code that a node runs, with a store that fails.
 //!
 //! ```text
 //! batch ─ fold ─▶ Wanted ─ diff ─▶ operations ─▶ MapStore
