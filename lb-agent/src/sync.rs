@@ -136,6 +136,9 @@ pub struct Engine<S> {
     full: Vec<Full>,
     /// An operation failed, so `have` may differ from the maps.
     in_doubt: bool,
+    /// The maps were read back, and no grace period has passed since: a cell that looks free may have
+    /// been given up a moment ago, by an agent that was killed or a sync that failed.
+    unsettled: bool,
 }
 
 impl<S: MapStore> Engine<S> {
@@ -151,6 +154,7 @@ impl<S: MapStore> Engine<S> {
             store,
             full: Vec::new(),
             in_doubt: false,
+            unsettled: true,
         })
     }
 
@@ -186,6 +190,7 @@ impl<S: MapStore> Engine<S> {
         if mem::replace(&mut self.in_doubt, true) {
             self.have = Programmed::restore(&self.store.dump()?);
             self.wanted.desired.touch_all();
+            self.unsettled = true;
         }
         if self.pass(report)? && !self.full.is_empty() {
             // What this pass freed may be what the others lacked.
@@ -203,6 +208,10 @@ impl<S: MapStore> Engine<S> {
         }
         let diff = diff(&mut self.have, &mut self.wanted.desired);
         self.full = diff.full;
+        if self.unsettled && !diff.ops.is_empty() {
+            self.store.grace()?;
+            self.unsettled = false;
+        }
         self.apply(&diff.ops, report)?;
         if !self.have.needs_grace() {
             return Ok(false);
@@ -228,7 +237,7 @@ mod tests {
     use crate::{
         datapath::fake::{FakeMaps, FaultyMaps},
         source::document,
-        tables::dump,
+        tables::{TableSet, dump},
     };
 
     #[test]
@@ -246,6 +255,16 @@ mod tests {
                 "seed {seed}"
             );
         }
+    }
+
+    #[test]
+    fn cells_of_a_killed_agent_are_not_reused_before_a_grace_period() {
+        let first = programmed(&web(9));
+        let mut second = Engine::start(wanted(&web(2)), Journal::of(first.store)).unwrap();
+        second.sync(&mut SyncReport::default()).unwrap();
+
+        let journal = &second.store().journal;
+        assert_eq!(journal.first().map(String::as_str), Some("grace"));
     }
 
     #[test]
@@ -291,6 +310,35 @@ mod tests {
         let report = sync(&mut engine);
         assert_eq!(report.full, []);
         assert_eq!(served(engine.store()), served(programmed(&web(4)).store()));
+    }
+
+    /// Maps that note what was asked of them.
+    struct Journal {
+        maps: FakeMaps,
+        journal: Vec<String>,
+    }
+
+    impl Journal {
+        fn of(maps: FakeMaps) -> Self {
+            let journal = Vec::new();
+            Self { maps, journal }
+        }
+    }
+
+    impl MapStore for Journal {
+        fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
+            self.journal.push(format!("{op:?}"));
+            self.maps.apply(op)
+        }
+
+        fn grace(&mut self) -> Result<(), StoreError> {
+            self.journal.push("grace".to_owned());
+            self.maps.grace()
+        }
+
+        fn dump(&self) -> Result<TableSet, StoreError> {
+            self.maps.dump()
+        }
     }
 
     impl Engine<FakeMaps> {
