@@ -21,6 +21,7 @@
 extern crate std;
 
 pub mod addr;
+pub mod planned;
 pub mod reason;
 pub mod select;
 pub mod tables;

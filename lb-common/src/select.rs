@@ -239,3 +239,226 @@ fn on_empty(ring: Ring) -> Decision {
         _ => Decision::Drop(DropReason::Stale),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, vec::Vec};
+
+    use bytemuck::Zeroable;
+
+    use super::*;
+    use crate::tables::Membership;
+
+    const VIP: Addr = Addr::v4([10, 96, 0, 10]);
+    const OUTER: Addr = Addr::v4([192, 0, 2, 10]);
+    const SERVICE: ServiceIndex = ServiceIndex(0);
+
+    /// One Service: two backends in the cluster list, the second also in the local one.
+    struct Plain {
+        frontends: BTreeMap<FrontendKey, Frontend>,
+        cluster: Ring,
+        local: Ring,
+        slots: [Slot; 3],
+        backends: [Backend; 2],
+    }
+
+    impl Plain {
+        fn new(kind: Kind, local: bool) -> Self {
+            let backend = |last, locality: Locality| Backend {
+                addr: Addr::v4([10, 1, 0, last]),
+                port: 8080,
+                locality: locality as u8,
+                membership: Membership {
+                    lists: Membership::SERVING,
+                    generation: 7,
+                },
+                ..Backend::zeroed()
+            };
+            let ring = |base, len| Ring {
+                base,
+                len,
+                on_empty: Ring::REJECT,
+                ..Ring::zeroed()
+            };
+            let slot = |backend| Slot {
+                backend,
+                service: SERVICE.0,
+            };
+            let addr = if kind == Kind::ClusterIp { VIP } else { OUTER };
+            let frontend = Frontend::new(SERVICE, kind, local);
+            Self {
+                frontends: [
+                    (FrontendKey::new(addr, Port(80), Proto::TCP), frontend),
+                    (FrontendKey::address(VIP), frontend),
+                ]
+                .into(),
+                cluster: ring(0, 2),
+                local: ring(2, 1),
+                slots: [slot(0), slot(1), slot(1)],
+                backends: [backend(1, Locality::Other), backend(2, Locality::Node)],
+            }
+        }
+
+        fn empty(on_empty: u8) -> Self {
+            let ring = Ring {
+                on_empty,
+                ..Ring::zeroed()
+            };
+            Self {
+                cluster: ring,
+                local: ring,
+                ..Self::new(Kind::ClusterIp, false)
+            }
+        }
+
+        /// The reasons that a client can meet, over all draws.
+        fn reasons(&self, addr: Addr, port: u16, origin: Origin) -> Vec<&'static str> {
+            let flow = Flow {
+                addr,
+                port: Port(port),
+                proto: Proto::TCP,
+                origin,
+            };
+            let draws = [0, u32::MAX].map(|random| With {
+                random,
+                remembered: None,
+            });
+            draws
+                .map(|draw| select(self, &flow, &draw).reason().name())
+                .into()
+        }
+    }
+
+    impl Tables for Plain {
+        fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
+            self.frontends.get(key).copied()
+        }
+
+        fn ring(&self, service: ServiceIndex, list: List) -> Option<Ring> {
+            (service == SERVICE).then_some(match list {
+                List::Cluster => self.cluster,
+                List::Local => self.local,
+            })
+        }
+
+        fn slot(&self, index: u32) -> Option<Slot> {
+            self.slots.get(index as usize).copied()
+        }
+
+        fn backend(&self, index: BackendIndex) -> Option<Backend> {
+            self.backends.get(index.0 as usize).copied()
+        }
+
+        fn in_service_cidr(&self, addr: Addr) -> bool {
+            addr.bytes[..14] == VIP.bytes[..14]
+        }
+    }
+
+    struct With {
+        random: u32,
+        remembered: Option<Remembered>,
+    }
+
+    impl Draw for With {
+        fn random(&self) -> u32 {
+            self.random
+        }
+
+        fn remembered(&self) -> Option<Remembered> {
+            self.remembered
+        }
+    }
+
+    #[test]
+    fn a_cluster_ips_policy_holds_for_everybody() {
+        let tables = Plain::new(Kind::ClusterIp, true);
+
+        for origin in [Origin::Node, Origin::Outside] {
+            assert_eq!(
+                tables.reasons(VIP, 80, origin),
+                ["forward-node", "forward-node"]
+            );
+        }
+    }
+
+    #[test]
+    fn an_external_policy_binds_clients_outside_only() {
+        let tables = Plain::new(Kind::LoadBalancer, true);
+
+        let outside = tables.reasons(OUTER, 80, Origin::Outside);
+        assert_eq!(outside, ["forward-node", "forward-node"]);
+        let node = tables.reasons(OUTER, 80, Origin::Node);
+        assert_eq!(node, ["forward-other-zone", "forward-node"]);
+    }
+
+    #[test]
+    fn an_empty_list_answers_as_its_ring_says() {
+        for (on_empty, reason) in [
+            (Ring::REJECT, "reject-no-endpoints"),
+            (Ring::DROP, "drop-no-local-endpoint"),
+            (Ring::UNUSED, "drop-stale"),
+        ] {
+            let reasons = Plain::empty(on_empty).reasons(VIP, 80, Origin::Node);
+            assert_eq!(reasons, [reason; 2]);
+        }
+    }
+
+    #[test]
+    fn a_service_address_refuses_other_ports_and_an_unused_one_is_dropped() {
+        let tables = Plain::new(Kind::ClusterIp, false);
+
+        let reason = |addr, port| tables.reasons(addr, port, Origin::Node)[0];
+        assert_eq!(reason(VIP, 81), "reject-unowned-port");
+        assert_eq!(reason(Addr::v4([10, 96, 0, 99]), 80), "drop-unallocated");
+        assert_eq!(reason(OUTER, 80), "pass-not-a-service");
+    }
+
+    #[test]
+    fn a_slot_of_another_service_is_never_followed() {
+        let mut tables = Plain::new(Kind::ClusterIp, false);
+        tables.slots[0].service = 1;
+        tables.backends[1].service = 1;
+
+        assert_eq!(tables.reasons(VIP, 80, Origin::Node), ["drop-stale"; 2]);
+    }
+
+    #[test]
+    fn a_remembered_backend_is_kept_while_it_is_the_same_and_serves() {
+        let flow = Flow {
+            addr: VIP,
+            port: Port(80),
+            proto: Proto::TCP,
+            origin: Origin::Node,
+        };
+        let reason = |tables: &Plain, generation| {
+            let remembered = Some(Remembered {
+                backend: BackendIndex(0),
+                generation,
+            });
+            select(
+                tables,
+                &flow,
+                &With {
+                    random: u32::MAX,
+                    remembered,
+                },
+            )
+            .reason()
+            .name()
+        };
+        let mut tables = Plain::new(Kind::ClusterIp, false);
+
+        assert_eq!(reason(&tables, 7), "forward-kept");
+        assert_eq!(
+            reason(&tables, 6),
+            "forward-node",
+            "the cell is another backend's by now"
+        );
+        tables.backends[0].membership.lists = Membership::CLUSTER;
+        assert_eq!(
+            reason(&tables, 7),
+            "forward-node",
+            "it does not serve any more"
+        );
+    }
+}

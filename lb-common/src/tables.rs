@@ -429,8 +429,9 @@ impl Backend {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Name {
-    /// `namespace/name:port`, or `namespace/name` of an unnamed port; empty: the index is free.
-    pub text: Text<152>,
+    /// `namespace/name:port`, or `namespace/name` of an unnamed port, each part of at most 63
+    /// characters; empty: the index is free.
+    pub text: Text<192>,
     /// `IPPROTO_*`.
     pub proto: u8,
     /// 4 or 6.
@@ -439,7 +440,7 @@ pub struct Name {
     pub pad: [u8; 6],
 }
 
-assert_size!(Name, 160);
+assert_size!(Name, 200);
 
 /// Cell of `ZONES` (array, mmap), by [`ZoneId`]: the zone's label, at most 63 characters. Writer and
 /// reader: agent, and people. The kernel never reads it.
@@ -662,5 +663,73 @@ mod tests {
         assert!(cidr.contains(IpAddr::from([10, 111, 255, 255]).into()));
         assert!(!cidr.contains(IpAddr::from([10, 112, 0, 0]).into()));
         assert!(!cidr.contains(IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]).into()));
+    }
+
+    fn peer(service: u8, backend: u8) -> Peer {
+        Peer {
+            service_addr: Addr::v4([10, 96, 0, service]),
+            backend_addr: Addr::v4([10, 1, 0, backend]),
+            service_port: 53,
+            backend_port: 5353,
+            ..Peer::zeroed()
+        }
+    }
+
+    fn asked(socket: &Socket, backend: u8) -> Option<Addr> {
+        let at = socket.find_backend(Addr::v4([10, 1, 0, backend]), Port(5353))?;
+        Some(socket.peers[at].service_addr)
+    }
+
+    #[test]
+    fn a_socket_knows_which_of_several_services_answers() {
+        let mut socket = Socket::zeroed();
+        for number in 1..=4 {
+            assert!(
+                !socket.remember(peer(number, number)),
+                "there is room for {number}"
+            );
+        }
+
+        for number in 1..=4 {
+            assert_eq!(asked(&socket, number), Some(Addr::v4([10, 96, 0, number])));
+        }
+        assert!(
+            !socket.remember(peer(2, 9)),
+            "the same Service keeps its place"
+        );
+        assert_eq!(asked(&socket, 2), None);
+    }
+
+    #[test]
+    fn a_fifth_service_takes_the_place_after_the_last_used() {
+        let mut socket = Socket::zeroed();
+        (1..=4).for_each(|number| assert!(!socket.remember(peer(number, number))));
+
+        assert!(socket.remember(peer(5, 5)));
+        assert_eq!(
+            (asked(&socket, 1), asked(&socket, 2).is_some()),
+            (None, true)
+        );
+    }
+
+    #[test]
+    fn of_two_services_with_one_backend_the_one_asked_last_answers() {
+        let mut socket = Socket::zeroed();
+        socket.remember(peer(1, 7));
+        socket.remember(peer(2, 7));
+
+        assert_eq!(asked(&socket, 7), Some(Addr::v4([10, 96, 0, 2])));
+    }
+
+    #[test]
+    fn a_connect_forgets_what_was_asked_before() {
+        let mut socket = Socket::zeroed();
+        (1..=4).for_each(|number| assert!(!socket.remember(peer(number, number))));
+
+        socket.connect(peer(9, 9));
+        assert_eq!(
+            (asked(&socket, 9).is_some(), asked(&socket, 2)),
+            (true, None)
+        );
     }
 }

@@ -1,0 +1,172 @@
+//! Cells of the maps that further hooks bring, agreed on before the first of them is written: what a
+//! socket, a Service or a packet keeps must fit beside what [`crate::tables`] holds. The object of this
+//! schema has none of these maps.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::addr::Addr;
+
+macro_rules! assert_size {
+    ($cell:ty, $bytes:literal) => {
+        const _: () = assert!(size_of::<$cell>() == $bytes);
+    };
+}
+
+/// Cell of `BACKEND_STATS` (array), by backend index: atomic adds at open and close. Figures per Service
+/// and per zone are sums over it. Writers: sock_ops, sock_release, packet programs. Reader: agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BackendStats {
+    /// Connections opened.
+    pub connections: u64,
+    /// Of those, the ones that were never established.
+    pub failures: u64,
+    /// Connections open.
+    pub active: u64,
+    /// Bytes from client to backend.
+    pub bytes_out: u64,
+    /// Bytes from backend to client.
+    pub bytes_in: u64,
+}
+
+assert_size!(BackendStats, 40);
+
+/// Cell of `CURSORS` (array), by service index: where round robin goes on. A step lost between two CPUs
+/// does no harm, so it is loaded and stored plainly: 5.10 has no fetch-and-add. Writer and reader: hooks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Cursor {
+    /// Slots given out.
+    pub next: u64,
+}
+
+assert_size!(Cursor, 8);
+
+/// Value of `PODS` (hash), by network namespace cookie (u64): the addresses of a pod, learnt from its
+/// traffic, as a connect has no source address yet. Writers: sock_ops, packet programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct PodAddresses {
+    /// IPv4, mapped; zeros: not known.
+    pub v4: Addr,
+    /// IPv6; zeros: not known.
+    pub v6: Addr,
+}
+
+assert_size!(PodAddresses, 32);
+
+/// Key of `NODE_ADDRESSES` (hash, value u32 flags): an address of this node at which NodePorts answer.
+/// Writer: agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct NodeAddress {
+    /// One of this node's own.
+    pub addr: Addr,
+}
+
+assert_size!(NodeAddress, 16);
+
+/// Key of `AFFINITY` (hash): one client of one Service port. Writers: hooks. Swept by the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct AffinityKey {
+    /// The client's address; a network namespace cookie in the last 8 bytes while it is not known.
+    pub client: Addr,
+    /// Index into `SERVICES`.
+    pub service: u32,
+    /// 1 if `client` is a cookie.
+    pub is_cookie: u32,
+}
+
+assert_size!(AffinityKey, 24);
+
+/// Value of `AFFINITY`: valid only while the backend's cell says that it is still in the list asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Affinity {
+    /// Index into `BACKENDS`.
+    pub backend: u32,
+    /// The generation of that cell.
+    pub generation: u32,
+    /// The last new flow, nanoseconds since boot.
+    pub used_nanos: u64,
+}
+
+assert_size!(Affinity, 16);
+
+/// Key of `SOURCE_RANGES` (LPM trie, value u32, unused): who may reach a load balancer address. Looked
+/// at only when the Service carries the flag. Writer: agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SourceRange {
+    /// Bits that count, of `service` and `client` together.
+    pub prefix_len: u32,
+    /// Index into `SERVICES`, big endian, as a trie compares bytes.
+    pub service: [u8; 4],
+    /// The client's range.
+    pub client: Addr,
+}
+
+assert_size!(SourceRange, 24);
+
+/// Key of `FLOWS` (hash): a packet's five-tuple, as the program that looks it up sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct FlowKey {
+    /// From.
+    pub source: Addr,
+    /// To.
+    pub destination: Addr,
+    /// Host order.
+    pub source_port: u16,
+    /// Host order.
+    pub destination_port: u16,
+    /// `IPPROTO_*`.
+    pub proto: u8,
+    /// Zero.
+    pub pad: [u8; 3],
+}
+
+assert_size!(FlowKey, 40);
+
+/// Value of `FLOWS`: how to translate, and the other half's key, so that each can rebuild the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Flow {
+    /// The key of the flow in the other direction.
+    pub pair: FlowKey,
+    /// Index into `BACKENDS`.
+    pub backend: u32,
+    /// The generation of that cell.
+    pub generation: u32,
+    /// The last packet, nanoseconds since boot.
+    pub used_nanos: u64,
+    /// State of TCP and SCTP, as conntrack names them.
+    pub state: u32,
+    /// 1 if this half leads to the backend.
+    pub is_forward: u32,
+}
+
+assert_size!(Flow, 64);
+
+/// Record of `EVENTS` (ring buffer): one sampled decision. Off unless somebody listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Event {
+    /// Nanoseconds since boot.
+    pub at_nanos: u64,
+    /// The socket's cookie; 0: a packet.
+    pub socket: u64,
+    /// What was asked for, and by which protocol.
+    pub flow: FlowKey,
+    /// Index into `SERVICES`.
+    pub service: u32,
+    /// Index into `BACKENDS`.
+    pub backend: u32,
+    /// [`crate::reason::Reason`].
+    pub reason: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+assert_size!(Event, 72);
