@@ -176,6 +176,7 @@ impl Agent {
         let begun = Instant::now();
         let mut report = SyncReport::default();
         let done = self.engine.sync(&mut report);
+        let took = begun.elapsed();
         let failed = done.err().map(|error| error.to_string());
         if failed.is_none()
             && let Some((datapath, cgroup)) = self.unattached.take()
@@ -185,7 +186,7 @@ impl Agent {
         self.history.record(&report, failed.is_some());
         let problems = self.problems_after(&report, failed.as_deref());
         self.log_problems(problems);
-        self.log(&report, begun.elapsed(), failed.is_some());
+        self.log(&report, took, failed.is_some());
         self.write_status(&report)?;
         Ok(failed.map(|_| self.history.retry_in()))
     }
@@ -210,7 +211,7 @@ impl Agent {
         info!(
             services = self.engine.programmed().ports().len(),
             ops = report.ops,
-            micros = took.as_micros(),
+            micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
             problems = self.problems.len(),
             "{}",
             if failed { "not synced" } else { "synced" }
