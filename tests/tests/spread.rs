@@ -17,9 +17,14 @@ fn three_thousand_connects_spread_evenly_and_in_no_fixed_order() {
 
     for tally in [&first, &second] {
         assert_eq!(tally.answered(), CONNECTS, "{:?}", tally.errors);
-        // 99.9 % of even choices among three stay below this: chi-square with 2 degrees of freedom.
-        assert!(chi_square(&scene, tally) < 13.816, "{:?}", tally.answers);
     }
+    let deviations = [&first, &second].map(|tally| chi_square(&scene, tally));
+    // Chi-square with 2 degrees of freedom: one even run in a thousand is above, and both are once in
+    // a million.
+    assert!(
+        deviations.iter().any(|deviation| *deviation < 13.816),
+        "{deviations:?}"
+    );
     assert_ne!(first.order, second.order);
 }
 
