@@ -46,12 +46,9 @@ enum Stage {
     Unit,
     /// Real agents and sockets in network namespaces; needs root
     Lab,
-    /// The oldest kernel that nearhop runs on, emulated
+    /// Other kernels, emulated: the oldest that nearhop runs on, and one that is preemptible
     Vm,
 }
-
-/// What `test` boots when nobody asks for another: the floor.
-const DEFAULT_KERNEL: &str = "5.10";
 
 /// A stage over this hangs.
 const STAGE_LIMIT: Duration = Duration::from_secs(25 * 60);
@@ -124,17 +121,7 @@ fn lab(tree: &Tree, args: &Args) -> Result<Tally> {
 fn virtual_machines(tree: &Tree, args: &Args) -> Result<Tally> {
     build::objects(tree)?;
     build::agent(tree)?;
-    let mut tally = Tally::default();
-    for kernel in vm::KERNELS {
-        let wanted = match args.kernel.is_empty() {
-            true => kernel.version == DEFAULT_KERNEL,
-            false => args.kernel.iter().any(|version| version == kernel.version),
-        };
-        if wanted {
-            tally.add(vm::test(tree, kernel, args.filter.as_deref())?);
-        }
-    }
-    Ok(tally)
+    vm::test(tree, &args.kernel, args.filter.as_deref())
 }
 
 /// Cargo goes on after a program with a failed test, and shows what tests say that did not run.
