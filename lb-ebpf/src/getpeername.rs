@@ -3,29 +3,26 @@
 #![forbid(unsafe_code)]
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use lb_common::{addr::Port, reason::Reason};
+use lb_common::reason::Reason;
 
 use crate::{
     sock::{Family, SockAddr, V4, V6},
+    translate::restore,
     verdict::shown,
 };
 
 #[cgroup_sock_addr(getpeername4)]
 pub(crate) fn nh_getpeername4(ctx: SockAddrContext) -> i32 {
-    shown(getpeername(SockAddr::<V4>::new(ctx)))
+    getpeername(SockAddr::<V4>::new(ctx))
 }
 
 #[cgroup_sock_addr(getpeername6)]
 pub(crate) fn nh_getpeername6(ctx: SockAddrContext) -> i32 {
-    shown(getpeername(SockAddr::<V6>::new(ctx)))
+    getpeername(SockAddr::<V6>::new(ctx))
 }
 
 /// A socket that was since connected to something else has another peer than the one remembered.
 #[inline(always)]
-fn getpeername<F: Family>(mut sock: SockAddr<F>) -> Reason {
-    let Some(peer) = sock.peer_of_sender().copied() else {
-        return Reason::PassNotAPeer;
-    };
-    sock.rewrite(peer.service_addr, Port(peer.service_port));
-    Reason::RestorePeername
+fn getpeername<F: Family>(mut sock: SockAddr<F>) -> i32 {
+    shown(restore(&mut sock, Reason::RestorePeername))
 }

@@ -20,6 +20,8 @@ mod sendmsg;
 #[cfg(target_arch = "bpf")]
 mod sock;
 #[cfg(target_arch = "bpf")]
+mod translate;
+#[cfg(target_arch = "bpf")]
 mod verdict;
 
 /// Nothing panics here: the verifier would refuse the endless loop.

@@ -4,28 +4,25 @@
 #![forbid(unsafe_code)]
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
-use lb_common::{addr::Port, reason::Reason};
+use lb_common::reason::Reason;
 
 use crate::{
     sock::{Family, SockAddr, V4, V6},
+    translate::restore,
     verdict::shown,
 };
 
 #[cgroup_sock_addr(recvmsg4)]
 pub(crate) fn nh_recvmsg4(ctx: SockAddrContext) -> i32 {
-    shown(recvmsg(SockAddr::<V4>::new(ctx)))
+    recvmsg(SockAddr::<V4>::new(ctx))
 }
 
 #[cgroup_sock_addr(recvmsg6)]
 pub(crate) fn nh_recvmsg6(ctx: SockAddrContext) -> i32 {
-    shown(recvmsg(SockAddr::<V6>::new(ctx)))
+    recvmsg(SockAddr::<V6>::new(ctx))
 }
 
 #[inline(always)]
-fn recvmsg<F: Family>(mut sock: SockAddr<F>) -> Reason {
-    let Some(peer) = sock.peer_of_sender().copied() else {
-        return Reason::PassNotAPeer;
-    };
-    sock.rewrite(peer.service_addr, Port(peer.service_port));
-    Reason::RestoreSource
+fn recvmsg<F: Family>(mut sock: SockAddr<F>) -> i32 {
+    shown(restore(&mut sock, Reason::RestoreSource))
 }

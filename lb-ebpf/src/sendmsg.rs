@@ -6,57 +6,39 @@
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use lb_common::{
-    addr::Port,
     reason::Reason,
-    select::{Draw, Flow, Forward, Remembered, select},
-    tables::BackendIndex,
+    select::{Draw, Flow, Remembered, select},
+    tables::{BackendIndex, Peer, Socket},
 };
 
 use crate::{
-    connect::peer,
     maps::Maps,
     sock::{Family, SockAddr, V4, V6, random},
-    verdict::{Outcome, Refusal, finish, outcome},
+    translate::translate,
+    verdict::{Refusal, finish},
 };
 
 #[cgroup_sock_addr(sendmsg4)]
 pub(crate) fn nh_sendmsg4(ctx: SockAddrContext) -> i32 {
-    run(SockAddr::<V4>::new(ctx))
+    sendmsg(SockAddr::<V4>::new(ctx))
 }
 
 #[cgroup_sock_addr(sendmsg6)]
 pub(crate) fn nh_sendmsg6(ctx: SockAddrContext) -> i32 {
-    run(SockAddr::<V6>::new(ctx))
+    sendmsg(SockAddr::<V6>::new(ctx))
 }
 
 #[inline(always)]
-fn run<F: Family>(mut sock: SockAddr<F>) -> i32 {
-    let outcome = sendmsg(&mut sock);
+fn sendmsg<F: Family>(mut sock: SockAddr<F>) -> i32 {
+    let choose = |sock: &_, flow: &_| select(&Maps, flow, &NextDatagram { sock, flow });
+    let outcome = translate(&mut sock, choose, remember);
     finish(&mut sock, outcome, Refusal::Deny)
 }
 
 #[inline(always)]
-fn sendmsg<F: Family>(sock: &mut SockAddr<F>) -> Outcome {
-    let Some(flow) = sock.flow() else {
-        return Outcome::Pass(Reason::PassProtocol);
-    };
-    let decision = select(&Maps, &flow, &NextDatagram { sock, flow: &flow });
-    outcome(&decision, |chosen| {
-        remember(sock, &flow, chosen);
-        sock.rewrite(chosen.backend.addr, Port(chosen.backend.port));
-    })
-}
-
-/// For recvmsg, and for the next datagram.
-#[inline(always)]
-fn remember<F: Family>(sock: &mut SockAddr<F>, flow: &Flow, chosen: &Forward) {
-    match sock.memory_mut() {
-        Some(socket) => {
-            if socket.remember(peer(flow, chosen)) {
-                Maps.count(Reason::PeerEvicted);
-            }
-        }
-        None => Maps.count(Reason::PeerLost),
+fn remember(socket: &mut Socket, peer: Peer) {
+    if socket.remember(peer) {
+        Maps.count(Reason::PeerEvicted);
     }
 }
 

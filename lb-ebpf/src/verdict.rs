@@ -1,10 +1,7 @@
 //! From what was decided to what the kernel is told: one match, which also counts the reason.
 #![forbid(unsafe_code)]
 
-use lb_common::{
-    reason::Reason,
-    select::{Decision, Forward},
-};
+use lb_common::reason::Reason;
 
 use crate::{
     maps::Maps,
@@ -33,21 +30,6 @@ pub(crate) enum Refusal {
     Elsewhere,
     /// By denying the call (EPERM): a datagram that goes elsewhere would still have been sent.
     Deny,
-}
-
-/// Carries out a decision: `forward` replaces the address and remembers the backend.
-#[inline(always)]
-pub(crate) fn outcome(decision: &Decision, forward: impl FnOnce(&Forward)) -> Outcome {
-    let reason = decision.reason();
-    match decision {
-        Decision::NotAService => Outcome::Pass(reason),
-        Decision::Reject(_) => Outcome::Reject(reason),
-        Decision::Drop(_) => Outcome::Drop(reason),
-        Decision::Forward(chosen) => {
-            forward(chosen);
-            Outcome::Rewritten(reason)
-        }
-    }
 }
 
 /// The return code of a hook that may refuse.
