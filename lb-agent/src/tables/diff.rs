@@ -337,6 +337,8 @@ impl Work {
                 None => {}
             }
         }
+        // Marks last: a marked address refuses the ports that it does not have yet.
+        links.sort_by_key(|(key, ..)| key.is_address());
         for (key, frontend, id) in links {
             self.link(have, key, frontend, id);
         }
