@@ -2,7 +2,7 @@
 
 pub mod dir;
 pub mod document;
-mod folder;
+pub mod folder;
 
 use std::fmt;
 

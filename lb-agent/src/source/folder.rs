@@ -13,7 +13,7 @@ use crate::{
 
 /// The last good contents of each file, by file name.
 #[derive(Debug, Default)]
-pub(super) struct Folder {
+pub struct Folder {
     files: BTreeMap<String, File>,
     /// Every object with the files that define it. The last file by name wins.
     objects: BTreeMap<ObjectKey, BTreeMap<String, Object>>,
@@ -37,7 +37,7 @@ struct File {
 
 impl Folder {
     /// The file was read, or could not be.
-    pub(super) fn put(&mut self, name: &str, read: Result<Contents, Problem>) {
+    pub fn put(&mut self, name: &str, read: Result<Contents, Problem>) {
         match read {
             Ok(contents) => self.replace(name, contents),
             Err(problem) => {
@@ -47,7 +47,7 @@ impl Folder {
     }
 
     /// The file is gone.
-    pub(super) fn remove(&mut self, name: &str) {
+    pub fn remove(&mut self, name: &str) {
         let file = self.files.remove(name).unwrap_or_default();
         for key in file.keys {
             self.set(name, key, None);
@@ -93,7 +93,7 @@ impl Folder {
     }
 
     /// What changed since this was called last.
-    pub(super) fn take_changes(&mut self) -> (Vec<Object>, Vec<ObjectKey>) {
+    pub fn take_changes(&mut self) -> (Vec<Object>, Vec<ObjectKey>) {
         let (mut apply, mut delete) = (Vec::new(), Vec::new());
         for (key, before) in mem::take(&mut self.before) {
             let after = self.objects.get(&key).and_then(BTreeMap::last_key_value);
@@ -106,20 +106,20 @@ impl Folder {
         (apply, delete)
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+    pub fn names(&self) -> impl Iterator<Item = &String> {
         self.files.keys()
     }
 
     /// Whether each file was good at least once.
-    pub(super) fn is_complete(&self) -> bool {
+    pub fn is_complete(&self) -> bool {
         self.files.values().all(|file| file.was_good)
     }
 
-    pub(super) fn ignored(&self) -> usize {
+    pub fn ignored(&self) -> usize {
         self.files.values().map(|file| file.ignored).sum()
     }
 
-    pub(super) fn problems(&self) -> Vec<Problem> {
+    pub fn problems(&self) -> Vec<Problem> {
         let files = self.files.values();
         let of_files = files.flat_map(|file| match &file.broken {
             Some(broken) => std::slice::from_ref(broken),
