@@ -4,6 +4,7 @@
 mod documents;
 mod imports;
 mod modules;
+mod reference;
 mod source;
 
 use std::process::ExitCode;
@@ -13,7 +14,7 @@ use anyhow::{Result, bail};
 use self::source::Source;
 use crate::{run, tree::Tree};
 
-/// Check the tree's own rules: module docs, orphans, import walls, unsafe, paths in documents
+/// Check the tree's own rules: module docs, orphans, import walls, unsafe, documents
 ///
 /// Also names the ten longest files and functions, which are worth a look and never an error.
 #[derive(clap::Args)]
@@ -50,6 +51,7 @@ fn problems(tree: &Tree) -> Result<Vec<String>> {
     problems.extend(programs_that_permit_unsafe(&sources));
     problems.extend(documents::dead_paths(&tree.root, &sources)?);
     problems.extend(documents::top_level(&tree.root)?);
+    problems.extend(reference::gaps(&tree.root)?);
     Ok(problems)
 }
 
