@@ -32,30 +32,53 @@ use crate::{
     },
 };
 
-/// A Service port that is served as it was, because a map has no room for what it wants.
+/// A Service port that stays as it was, because there is no room for what it wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Full {
     pub id: ServicePortId,
-    pub map: &'static str,
-    pub capacity: u32,
-    /// The flag that gives the map more room.
-    pub flag: &'static str,
+    pub lacking: Lacking,
+    /// Whether the port is served at all.
+    pub is_served: bool,
+}
+
+/// What there is no room in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lacking {
+    /// A map, and the flag that gives it more cells.
+    Cells {
+        map: &'static str,
+        capacity: u32,
+        flag: &'static str,
+    },
+    /// One list, whose length is 16 bits.
+    List { len: usize },
 }
 
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            id,
-            map,
-            capacity,
-            flag,
-        } = self;
-        write!(
-            f,
-            "{id} ({} {}): {map} is full ({capacity} cells); it is served as it was. \
-             Run `lb-agent cleanup` and start again with {flag} above {capacity}",
-            id.family, id.proto
-        )
+        let id = &self.id;
+        let state = if self.is_served {
+            "it is served as it was"
+        } else {
+            "it is not served"
+        };
+        write!(f, "{id} ({} {}): ", id.family, id.proto)?;
+        match self.lacking {
+            Lacking::Cells {
+                map,
+                capacity,
+                flag,
+            } => write!(
+                f,
+                "{map} is full ({capacity} cells); {state}. Run `lb-agent cleanup` on these pins and \
+                 start again with {flag} above {capacity}"
+            ),
+            Lacking::List { len } => write!(
+                f,
+                "{len} endpoints in one list, which holds {RING_LEN_MAX}; {state}. Spread them over \
+                 several Services"
+            ),
+        }
     }
 }
 
@@ -145,25 +168,27 @@ impl Work {
     /// Brings one port to what is wanted, or leaves it as it is if there is no room.
     fn place(&mut self, have: &mut Programmed, id: &ServicePortId, want: &DesiredPort) {
         let known = have.ports.get(id);
+        let is_served = known.is_some();
         let stays = known.is_some_and(|placed| placed.cell.flags == want.flags)
             && !self.passing.contains(id);
-        let Some(mut placed) = (if stays {
+        let place = if stays {
             have.ports.remove(id)
         } else {
             fresh(have)
-        }) else {
-            return self.full(
-                id,
-                names::SERVICES,
-                have.service_ids.limit(),
-                "--capacity-services",
-            );
+        };
+        let Some(mut placed) = place else {
+            let lacking = Lacking::Cells {
+                map: names::SERVICES,
+                capacity: have.service_ids.limit(),
+                flag: "--capacity-services",
+            };
+            return self.full(id, lacking, is_served);
         };
         let taken = match take(have, &placed, want) {
             Ok(taken) => taken,
-            Err((map, capacity, flag)) => {
+            Err(lacking) => {
                 give_back(have, id, placed, stays);
-                return self.full(id, map, capacity, flag);
+                return self.full(id, lacking, is_served);
             }
         };
         if !stays {
@@ -353,12 +378,12 @@ impl Work {
     ) {
         let is_new = !have.frontends.contains_key(&key);
         if is_new && have.frontends.len() >= have.frontends_max as usize {
-            self.full(
-                id,
-                names::FRONTENDS,
-                have.frontends_max,
-                "--capacity-frontends",
-            );
+            let lacking = Lacking::Cells {
+                map: names::FRONTENDS,
+                capacity: have.frontends_max,
+                flag: "--capacity-frontends",
+            };
+            self.full(id, lacking, false);
         } else if have.frontends.insert(key, frontend) != Some(frontend) {
             self.link.push(Op::PutFrontend { key, frontend });
         }
@@ -380,12 +405,11 @@ impl Work {
         }
     }
 
-    fn full(&mut self, id: &ServicePortId, map: &'static str, capacity: u32, flag: &'static str) {
+    fn full(&mut self, id: &ServicePortId, lacking: Lacking, is_served: bool) {
         self.full.push(Full {
             id: id.clone(),
-            map,
-            capacity,
-            flag,
+            lacking,
+            is_served,
         });
     }
 }
@@ -451,22 +475,18 @@ fn give_back(have: &mut Programmed, id: &ServicePortId, placed: Placed, stays: b
 }
 
 /// Takes all the cells that the wanted port needs beyond those it has, or none.
-fn take(
-    have: &mut Programmed,
-    placed: &Placed,
-    want: &DesiredPort,
-) -> Result<Taken, (&'static str, u32, &'static str)> {
+fn take(have: &mut Programmed, placed: &Placed, want: &DesiredPort) -> Result<Taken, Lacking> {
     let new: Vec<&BackendKey> = want
         .backends
         .keys()
         .filter(|key| !placed.backends.contains_key(*key))
         .collect();
     if new.len() > have.backend_ids.available() {
-        return Err((
-            names::BACKENDS,
-            have.backend_ids.limit(),
-            "--capacity-backends",
-        ));
+        return Err(Lacking::Cells {
+            map: names::BACKENDS,
+            capacity: have.backend_ids.limit(),
+            flag: "--capacity-backends",
+        });
     }
     let mut taken = Taken {
         backends: BTreeMap::new(),
@@ -479,9 +499,9 @@ fn take(
     for list in List::ALL {
         match new_ring(have, placed, want, list, &taken.backends) {
             Ok(ring) => taken.rings.extend(ring),
-            Err(full) => {
+            Err(lacking) => {
                 release(have, &taken);
-                return Err(full);
+                return Err(lacking);
             }
         }
     }
@@ -504,7 +524,7 @@ fn new_ring(
     want: &DesiredPort,
     list: List,
     new: &BTreeMap<BackendKey, BackendIndex>,
-) -> Result<Option<NewRing>, (&'static str, u32, &'static str)> {
+) -> Result<Option<NewRing>, Lacking> {
     let index_of = |key: &BackendKey| match placed.backends.get(key) {
         Some(backend) => backend.index,
         None => new[key],
@@ -514,12 +534,14 @@ fn new_ring(
     if members == placed.members(list) && old.on_empty == want.on_empty(list) {
         return Ok(None);
     }
-    let full = (names::SLOTS, have.arena.limit(), "--capacity-slots");
-    if members.len() > RING_LEN_MAX {
-        return Err(full);
-    }
-    let len = u16::try_from(members.len()).map_err(|_| full)?;
-    let base = have.arena.take(u32::from(len)).ok_or(full)?;
+    let Ok(len) = u16::try_from(members.len()) else {
+        return Err(Lacking::List { len: members.len() });
+    };
+    let base = have.arena.take(u32::from(len)).ok_or(Lacking::Cells {
+        map: names::SLOTS,
+        capacity: have.arena.limit(),
+        flag: "--capacity-slots",
+    })?;
     let ring = Ring {
         base,
         len,

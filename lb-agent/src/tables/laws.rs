@@ -317,3 +317,40 @@ fn a_backend_that_leaves_the_lists_keeps_its_flows_while_it_serves() {
         BTreeSet::from(["reject-no-endpoints".into()])
     );
 }
+
+#[test]
+fn a_list_longer_than_a_ring_is_left_out_and_said() {
+    let mut have = Programmed::restore(&TableSet::new(Capacities {
+        slots: 1 << 18,
+        backends: 1 << 18,
+        ..Capacities::default()
+    }));
+    let mut want = Desired::new();
+    let backends = (0..=u16::MAX).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        let addr = Addr::v4([10, 2, high, low]);
+        let key = BackendKey {
+            addr,
+            ..backend_key(0)
+        };
+        (key, Membership::CLUSTER)
+    });
+    let port = DesiredPort {
+        frontends: BTreeMap::from([(frontend_key(1), Kind::ClusterIp)]),
+        flags: 0,
+        affinity_secs: 0,
+        backends: backends.collect(),
+        cluster_on_empty: Ring::REJECT,
+        local_on_empty: Ring::UNUSED,
+    };
+    change(&mut want, &[(0, Some(port))]);
+    let Diff { ops, full } = diff(&mut have, &mut want);
+
+    assert_eq!(ops, []);
+    let said = full[0].to_string();
+    assert!(
+        said.contains("65536 endpoints in one list, which holds 65535; it is not served"),
+        "{said}"
+    );
+    assert_eq!(have.backend_ids.available(), 1 << 18, "nothing is kept");
+}
