@@ -3,6 +3,8 @@
 //! the sections that are compared with the tables.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod agent;
+mod flow;
 mod script;
 mod world;
 

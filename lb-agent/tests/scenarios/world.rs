@@ -1,39 +1,27 @@
 //! The node of a scenario: its files, its agent, its maps. Each step must leave what a fresh agent
 //! would make of the same files, readable from the maps alone.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Zeroable;
 use lb_agent::{
-    datapath::{
-        fake::FakeMaps,
-        store::{MapStore, StoreError},
-    },
-    model::{
-        Object, ObjectKey,
-        service_port::{Verdict, kind_name},
-        state::Settings,
-    },
+    datapath::{fake::FakeMaps, store::MapStore},
+    model::{Object, ObjectKey, service_port::kind_name, state::Settings},
     source::{Batch, document, folder::Folder},
     sync::{Engine, SyncReport, Wanted},
-    tables::{Op, TableSet, dump, programmed::Programmed, set::Capacities},
+    tables::{TableSet, dump, programmed::Programmed, set::Capacities},
 };
 use lb_common::{
-    addr::{Port, Proto, socket_addr},
-    select::{Decision, Draw, Flow, Origin, Remembered, select},
-    tables::{FrontendKey, Name, Service},
+    addr::socket_addr,
+    select::{Decision, Origin, Remembered},
+    tables::{Name, Service},
 };
 
-use crate::script::{Files, Script, edit};
-
-/// Whole lists are seen up to this length.
-const DRAWS: u32 = 128;
-
-/// Where a loop must have ended.
-const MANY: usize = 1000;
+use crate::{
+    agent::{MANY, Mortal, as_text, live, sync},
+    flow::{answer, answers, decisions, is_whole, joined, parse_flow, parse_origin, view},
+    script::{Files, Script, edit},
+};
 
 pub(crate) struct World<S, F> {
     make: F,
@@ -408,7 +396,7 @@ impl<S: MapStore + Clone, F: Fn(Capacities) -> S> World<S, F> {
                         || format!("*:{}", at.port),
                         |addr| socket_addr(addr, at.port).to_string(),
                     );
-                    let verdict: Verdict = port.verdict(at.kind, Origin::Outside);
+                    let verdict = port.verdict(at.kind, Origin::Outside);
                     format!("  {} {addr} {verdict}\n", kind_name(at.kind))
                 });
                 format!(
@@ -484,189 +472,9 @@ impl<S: MapStore + Clone, F: Fn(Capacities) -> S> World<S, F> {
     }
 }
 
-/// Syncs as the agent does: again after a failure.
-fn sync<S: MapStore>(engine: &mut Engine<S>) -> Result<SyncReport, String> {
-    let mut report = SyncReport::default();
-    let mut last = None;
-    for _ in 0..MANY {
-        match engine.sync(&mut report) {
-            Ok(()) => return Ok(report),
-            Err(error) => last = Some(error),
-        }
-    }
-    Err(format!(
-        "no sync of 200 succeeded, the last: {}",
-        last.map(as_text).unwrap_or_default()
-    ))
-}
-
-/// Syncs until done, or dead. Whether it was done.
-fn live<S: MapStore>(engine: &mut Engine<Mortal<S>>) -> Result<bool, String> {
-    for _ in 0..MANY {
-        match engine.sync(&mut SyncReport::default()) {
-            Ok(()) => return Ok(true),
-            Err(_) if engine.store().left == 0 => return Ok(false),
-            Err(_) => {}
-        }
-    }
-    Err(format!("no sync of {MANY} succeeded"))
-}
-
-/// Maps on which nothing is done any more after so many operations.
-#[derive(Clone)]
-struct Mortal<S> {
-    store: S,
-    left: usize,
-}
-
-impl<S: Clone> Mortal<S> {
-    fn new(store: &S, left: usize) -> Self {
-        Self {
-            store: store.clone(),
-            left,
-        }
-    }
-}
-
-impl<S: MapStore> MapStore for Mortal<S> {
-    fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
-        let Some(left) = self.left.checked_sub(1) else {
-            let source = std::io::Error::other("the agent is dead");
-            return Err(StoreError::Kernel { map: "all", source });
-        };
-        self.left = left;
-        self.store.apply(op)
-    }
-
-    fn grace(&mut self) -> Result<(), StoreError> {
-        self.store.grace()
-    }
-
-    fn dump(&self) -> Result<TableSet, StoreError> {
-        self.store.dump()
-    }
-}
-
-/// What clients get at each address.
-type View = BTreeMap<(FrontendKey, bool), BTreeSet<String>>;
-
-/// At the addresses of these keys.
-fn view<'a>(tables: &TableSet, keys: impl IntoIterator<Item = &'a FrontendKey>) -> View {
-    let clients = keys
-        .into_iter()
-        .flat_map(|key| [(*key, false), (*key, true)]);
-    clients
-        .map(|(key, is_outside)| {
-            let flow = Flow {
-                addr: key.addr,
-                port: Port(key.port),
-                proto: Proto(key.proto),
-                origin: if is_outside {
-                    Origin::Outside
-                } else {
-                    Origin::Node
-                },
-            };
-            ((key, is_outside), answers(tables, &flow))
-        })
-        .collect()
-}
-
-/// Whether every address answers wholly as before or wholly as after.
-fn is_whole(now: &View, old: &View, new: &View) -> Step {
-    for (at, now) in now {
-        let (old, new) = (&old[at], &new[at]);
-        if now != old && now != new {
-            let at = socket_addr(at.0.addr, Port(at.0.port));
-            return Err(format!(
-                "{at} gives {}, and not {} or {}",
-                joined(now),
-                joined(old),
-                joined(new)
-            ));
-        }
-    }
-    Ok(())
-}
-
-struct Fixed {
-    random: u32,
-    remembered: Option<Remembered>,
-}
-
-impl Draw for Fixed {
-    fn random(&self) -> u32 {
-        self.random
-    }
-
-    fn remembered(&self) -> Option<Remembered> {
-        self.remembered
-    }
-}
-
-fn decisions(tables: &TableSet, flow: &Flow, remembered: Option<Remembered>) -> Vec<Decision> {
-    let randoms = (0..DRAWS).map(|step| step * (u32::MAX / DRAWS + 1));
-    randoms
-        .map(|random| select(tables, flow, &Fixed { random, remembered }))
-        .collect()
-}
-
-/// Everything that the flow may get.
-fn answers(tables: &TableSet, flow: &Flow) -> BTreeSet<String> {
-    decisions(tables, flow, None).iter().map(answer).collect()
-}
-
-fn answer(decision: &Decision) -> String {
-    match decision {
-        Decision::Forward(to) => socket_addr(to.backend.addr, Port(to.backend.port)).to_string(),
-        Decision::NotAService | Decision::Reject(_) | Decision::Drop(_) => {
-            decision.reason().name().to_owned()
-        }
-    }
-}
-
-fn parse_origin(client: &str) -> Result<Origin, String> {
-    match client.trim() {
-        "pod" | "host" => Ok(Origin::Node),
-        "outside" => Ok(Origin::Outside),
-        other => Err(format!("`{other}` is no client; pod, host and outside are")),
-    }
-}
-
-fn parse_flow(to: &str, origin: Origin) -> Result<Flow, String> {
-    let (at, proto) = to.split_once('/').unwrap_or((to, "tcp"));
-    let at: SocketAddr = at
-        .parse()
-        .map_err(|_| format!("`{at}` is not ADDRESS:PORT"))?;
-    let proto = match proto {
-        "tcp" => Proto::TCP,
-        "udp" => Proto::UDP,
-        "sctp" => Proto::SCTP,
-        other => return Err(format!("`{other}` is none of tcp, udp, sctp")),
-    };
-    Ok(Flow {
-        addr: at.ip().into(),
-        port: Port(at.port()),
-        proto,
-        origin,
-    })
-}
-
-fn joined(answers: &BTreeSet<String>) -> String {
-    answers
-        .iter()
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join(" | ")
-}
-
 fn text(tables: &TableSet) -> String {
     dump::services(tables)
         .iter()
         .map(ToString::to_string)
         .collect()
-}
-
-fn as_text(error: StoreError) -> String {
-    error.to_string()
 }
