@@ -189,8 +189,8 @@ impl<S: MapStore> Engine<S> {
     pub fn sync(&mut self, report: &mut SyncReport) -> Result<(), StoreError> {
         if mem::replace(&mut self.in_doubt, true) {
             self.have = Programmed::restore(&self.store.dump()?);
-            self.wanted.desired.touch_all();
             self.unsettled = true;
+            self.pass_one_by_one(report)?;
         }
         if self.pass(report)? && !self.full.is_empty() {
             // What this pass freed may be what the others lacked.
@@ -201,6 +201,32 @@ impl<S: MapStore> Engine<S> {
         Ok(())
     }
 
+    /// Brings the Service ports to what is wanted one after the other, so that each attempt keeps what it
+    /// achieved, and a store that often fails is still brought to its end. Ports that are to go come
+    /// last: until then another may take their addresses over.
+    fn pass_one_by_one(&mut self, report: &mut SyncReport) -> Result<(), StoreError> {
+        self.give_back(report)?;
+        let wanted = self.wanted.desired.ports().keys();
+        let ids: Vec<_> = wanted.chain(self.have.ports().keys()).cloned().collect();
+        for id in &ids {
+            self.wanted.desired.touch_only(id);
+            let ops = diff(&mut self.have, &mut self.wanted.desired).ops;
+            self.settle_before(&ops)?;
+            self.apply(&ops, report)?;
+        }
+        self.wanted.desired.touch_all();
+        Ok(())
+    }
+
+    /// Waits, if need be, before operations may write to cells that look free.
+    fn settle_before(&mut self, ops: &[Op]) -> Result<(), StoreError> {
+        if self.unsettled && !ops.is_empty() {
+            self.store.grace()?;
+            self.unsettled = false;
+        }
+        Ok(())
+    }
+
     /// One diff, carried out. Returns whether it gave cells back.
     fn pass(&mut self, report: &mut SyncReport) -> Result<bool, StoreError> {
         for full in mem::take(&mut self.full) {
@@ -208,10 +234,7 @@ impl<S: MapStore> Engine<S> {
         }
         let diff = diff(&mut self.have, &mut self.wanted.desired);
         self.full = diff.full;
-        if self.unsettled && !diff.ops.is_empty() {
-            self.store.grace()?;
-            self.unsettled = false;
-        }
+        self.settle_before(&diff.ops)?;
         self.apply(&diff.ops, report)?;
         if !self.have.needs_grace() {
             return Ok(false);
@@ -220,6 +243,13 @@ impl<S: MapStore> Engine<S> {
         let freed = self.have.retire();
         self.apply(&freed, report)?;
         Ok(true)
+    }
+
+    /// What agents left that were killed or failed, and no address leads to.
+    fn give_back(&mut self, report: &mut SyncReport) -> Result<(), StoreError> {
+        let left = self.have.retire_unlinked();
+        self.settle_before(&left)?;
+        self.apply(&left, report)
     }
 
     fn apply(&mut self, ops: &[Op], report: &mut SyncReport) -> Result<(), StoreError> {

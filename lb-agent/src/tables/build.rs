@@ -234,6 +234,12 @@ impl Desired {
         }
     }
 
+    /// Lets the next diff look at one port and nothing else.
+    pub fn touch_only(&mut self, id: &ServicePortId) {
+        self.touched = Touched::default();
+        self.touch(id);
+    }
+
     /// How many cells each map should have: the power of two above twice the need, since an update
     /// needs room beside what it replaces.
     #[must_use]

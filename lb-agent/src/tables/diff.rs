@@ -9,8 +9,8 @@
 //! 6. a grace period, then [`Programmed::retire`] gives back what nobody reads any more.
 //!
 //! A Service port keeps its index, and so its backends' cells, except where no single word could make the
-//! switch: when a traffic policy changes, and when an address passes from one port to another. Then the
-//! port gets a fresh index with everything in place, and each of its addresses moves there atomically.
+//! switch: when a traffic policy changes, and when an address passes from one port to another whose lists
+//! change too. Then the port gets a fresh index with everything in place, and each of its addresses moves there atomically.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -170,7 +170,8 @@ impl Work {
         let known = have.ports.get(id);
         let is_served = known.is_some();
         let stays = known.is_some_and(|placed| placed.cell.flags == want.flags)
-            && !self.passing.contains(id);
+            && (!self.passing.contains(id)
+                || known.is_some_and(|placed| is_as_wanted(placed, want)));
         let place = if stays {
             have.ports.remove(id)
         } else {
@@ -391,7 +392,7 @@ impl Work {
 
     fn strays(&mut self, have: &mut Programmed) {
         for stray in std::mem::take(&mut have.strays) {
-            self.drop_backend(have, stray);
+            self.drop_backend(have, stray.backend);
         }
     }
 
@@ -472,6 +473,24 @@ fn give_back(have: &mut Programmed, id: &ServicePortId, placed: Placed, stays: b
     } else {
         have.service_ids.free(placed.index.0);
     }
+}
+
+/// Whether the port has its lists already. Then an address that passes is all that changes, and one
+/// operation makes the switch.
+fn is_as_wanted(placed: &Placed, want: &DesiredPort) -> bool {
+    let backends = want.backends.iter();
+    let index_of = |key| placed.backends.get(key).map(|backend| backend.index);
+    placed.cell.affinity_secs == want.affinity_secs
+        && List::ALL.iter().all(|list| {
+            let members = placed.members(*list).iter().map(|index| Some(*index));
+            placed.cell.ring(*list).on_empty == want.on_empty(*list)
+                && want.members(*list).map(index_of).eq(members)
+        })
+        && backends.clone().all(|(key, lists)| {
+            let backend = placed.backends.get(key);
+            backend.is_some_and(|backend| backend.membership.lists == *lists)
+        })
+        && backends.len() == placed.backends.len()
 }
 
 /// Takes all the cells that the wanted port needs beyond those it has, or none.

@@ -73,6 +73,13 @@ pub struct PlacedBackend {
     pub membership: Membership,
 }
 
+/// A live cell that no Service port has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stray {
+    pub backend: PlacedBackend,
+    pub service: ServiceIndex,
+}
+
 /// What a reader may still be using: given back after a grace period.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Retiring {
@@ -122,7 +129,7 @@ pub struct Programmed {
     /// Of the last use of each backend cell.
     pub(super) generations: Vec<u32>,
     /// Live cells that no Service port has: left by an agent that was killed between two operations.
-    pub(super) strays: Vec<PlacedBackend>,
+    pub(super) strays: Vec<Stray>,
     pub(super) retiring: Retiring,
 }
 
@@ -200,6 +207,38 @@ impl Programmed {
         }
         let mut ops = Vec::new();
         for (index, cell) in retiring.services {
+            self.retire_service(index, &cell, &mut ops);
+        }
+        ops
+    }
+
+    /// Gives back, of what agents left that were killed or failed, what no address leads to. A grace
+    /// period must have passed since the tables were read. Doing it before anything else is what makes
+    /// each new attempt shorter than the last, however often one fails.
+    pub fn retire_unlinked(&mut self) -> Vec<Op> {
+        let linked: BTreeSet<u32> = self.frontends.values().map(|to| to.service).collect();
+        let is_unlinked = |service: ServiceIndex| !linked.contains(&service.0);
+        let strays = self
+            .strays
+            .extract_if(.., |stray| is_unlinked(stray.service));
+        let services = self
+            .retiring
+            .services
+            .extract_if(.., |(index, _)| is_unlinked(*index));
+
+        let mut ops = Vec::new();
+        for Stray { backend, .. } in strays {
+            let membership = Membership {
+                lists: 0,
+                ..backend.membership
+            };
+            ops.push(Op::PublishMembership {
+                index: backend.index,
+                membership,
+            });
+            self.retiring.backends.push(backend.index);
+        }
+        for (index, cell) in services.collect::<Vec<_>>() {
             self.retire_service(index, &cell, &mut ops);
         }
         ops
@@ -364,14 +403,17 @@ fn live_backends(tables: &TableSet) -> impl Iterator<Item = (BackendIndex, &Back
 }
 
 /// Live cells that no port found: their Service has no name, or they repeat one that is there.
-fn find_strays(tables: &TableSet, ports: &BTreeMap<ServicePortId, Placed>) -> Vec<PlacedBackend> {
+fn find_strays(tables: &TableSet, ports: &BTreeMap<ServicePortId, Placed>) -> Vec<Stray> {
     let placed = ports.values().flat_map(|port| port.backends.values());
     let placed: BTreeSet<BackendIndex> = placed.map(|backend| backend.index).collect();
     live_backends(tables)
         .filter(|(index, _)| !placed.contains(index))
-        .map(|(index, backend)| PlacedBackend {
-            index,
-            membership: backend.membership,
+        .map(|(index, backend)| Stray {
+            backend: PlacedBackend {
+                index,
+                membership: backend.membership,
+            },
+            service: ServiceIndex(backend.service),
         })
         .collect()
 }
