@@ -481,6 +481,29 @@ fn bad_endpoints_are_left_out_alone() {
 }
 
 #[test]
+fn an_empty_zone_name_is_a_hint_like_any_other() {
+    let slice = slice(
+        "web-1",
+        "ports: [{name: http, port: 80}]\nendpoints:\n\
+         - {addresses: [10.0.0.1], hints: {forZones: [{name: a}]}}\n\
+         - {addresses: [10.0.0.2], hints: {forZones: [{name: ''}]}}\n",
+    );
+    for (labels, member) in [
+        ("{topology.kubernetes.io/zone: a}", "10.0.0.1:80"),
+        ("{topology.kubernetes.io/zone: ''}", "10.0.0.2:80"),
+        ("{}", "10.0.0.2:80"),
+    ] {
+        let node = format!(
+            "\n---\n{{apiVersion: v1, kind: Node, metadata: {{name: {NODE}, labels: {labels}}}}}"
+        );
+        let world = World::of(&[WEB, &slice, &node].concat());
+
+        let expected = format!(r#""http" TCP IPv4: ClusterIP 10.96.0.1:80 -> {member}"#);
+        assert_eq!(world.web(), [expected], "{labels}");
+    }
+}
+
+#[test]
 fn slices_that_are_nobodys_are_left_alone() {
     let slice = http("web-1", 80, &["10.0.0.1"]);
     for ignored in [

@@ -122,11 +122,12 @@ fn endpoint(endpoint: &discovery::Endpoint, family: Family) -> Result<Endpoint, 
             .zone
             .clone()
             .filter(|zone| !zone.is_empty() && zone.len() <= LABEL_MAX),
-        for_nodes: names(hints.for_nodes.into_iter().flatten().map(|hint| hint.name)),
-        for_zones: names(hints.for_zones.into_iter().flatten().map(|hint| hint.name)),
+        for_nodes: names(hints.for_nodes, |hint| hint.name),
+        for_zones: names(hints.for_zones, |hint| hint.name),
     })
 }
 
-fn names(hints: impl Iterator<Item = String>) -> BTreeSet<String> {
-    hints.filter(|name| !name.is_empty()).collect()
+/// The places of a hint. The API admits an empty zone name, which is one more place.
+fn names<T>(hints: Option<Vec<T>>, name: impl Fn(T) -> String) -> BTreeSet<String> {
+    hints.into_iter().flatten().map(name).collect()
 }

@@ -174,25 +174,25 @@ fn topology(endpoints: &Merged<'_>, viewer: Viewer<'_>) -> Topology {
     let ready = || endpoints.iter().filter(|(_, endpoint)| endpoint.ready);
     let by_node = follow(
         ready().map(|(at, endpoint)| (*at, &endpoint.for_nodes)),
-        Some(viewer.node),
+        viewer.node,
     );
+    // To kube-proxy the zone of a node without one is the empty name, and a hint may name it.
+    let zone = viewer.zone.unwrap_or_default();
     let by_zone = follow(
         ready().map(|(at, endpoint)| (*at, &endpoint.for_zones)),
-        viewer.zone,
+        zone,
     );
 
     match (by_node, by_zone) {
         (Hints::Covered, _) => Topology::SameNode,
-        (_, Hints::Covered) => Topology::SameZone(viewer.zone.unwrap_or_default().to_owned()),
-        (_, Hints::NoPlace) => Topology::Ignored(Ignored::NoZone),
-        (_, Hints::Missing(at)) => Topology::Ignored(Ignored::ZoneUnhinted(at)),
-        (_, Hints::Uncovered) => Topology::Ignored(Ignored::ZoneUncovered(
-            viewer.zone.unwrap_or_default().to_owned(),
-        )),
-        (Hints::Missing(at), Hints::None) => Topology::Ignored(Ignored::NodeUnhinted(at)),
-        (Hints::Uncovered | Hints::NoPlace, Hints::None) => {
-            Topology::Ignored(Ignored::NodeUncovered)
+        (_, Hints::Covered) => Topology::SameZone(zone.to_owned()),
+        (_, Hints::Missing(_) | Hints::Uncovered) if zone.is_empty() => {
+            Topology::Ignored(Ignored::NoZone)
         }
+        (_, Hints::Missing(at)) => Topology::Ignored(Ignored::ZoneUnhinted(at)),
+        (_, Hints::Uncovered) => Topology::Ignored(Ignored::ZoneUncovered(zone.to_owned())),
+        (Hints::Missing(at), Hints::None) => Topology::Ignored(Ignored::NodeUnhinted(at)),
+        (Hints::Uncovered, Hints::None) => Topology::Ignored(Ignored::NodeUncovered),
         (Hints::None, Hints::None) => Topology::Unhinted,
     }
 }
@@ -202,8 +202,6 @@ enum Hints {
     None,
     /// Some have one, and this endpoint does not.
     Missing(EndpointAddr),
-    /// All have one, and this node has no such place to compare with.
-    NoPlace,
     /// All have one, and none is for here.
     Uncovered,
     /// All have one, and at least one is for here.
@@ -213,14 +211,11 @@ enum Hints {
 /// What one kind of hint says about `here`.
 fn follow<'a>(
     hints: impl Iterator<Item = (EndpointAddr, &'a BTreeSet<String>)> + Clone,
-    here: Option<&str>,
+    here: &str,
 ) -> Hints {
     if hints.clone().all(|(_, places)| places.is_empty()) {
         return Hints::None;
     }
-    let Some(here) = here else {
-        return Hints::NoPlace;
-    };
     if let Some((at, _)) = hints.clone().find(|(_, places)| places.is_empty()) {
         return Hints::Missing(at);
     }
