@@ -96,7 +96,8 @@ pub fn plan(args: &Args) -> Result<Plan, DirError> {
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let plan = plan(args)?;
     plan.warn(&mut anstream::stderr().lock())?;
-    let mut out = anstream::stdout().lock();
+    // Standard output is flushed line by line, and a large plan has some 100,000 of them.
+    let mut out = io::BufWriter::new(anstream::stdout().lock());
     match args.output {
         Output::Table => table::write(&plan, &mut out)?,
         Output::Json => json::write(&plan, &mut out)?,
