@@ -7,6 +7,8 @@ use std::{
     process::{Command, Output},
 };
 
+use rustix::fs::{CWD, Mode, mkfifoat};
+
 const OBJECTS: &str = "
 apiVersion: v1
 kind: Node
@@ -209,6 +211,22 @@ fn a_broken_file_is_a_warning_and_the_rest_is_planned() {
     assert!(
         warnings.starts_with("warning: broken.yaml:1: unclosed bracket"),
         "{warnings}"
+    );
+    assert_eq!(text(output.stdout), TABLE);
+}
+
+#[test]
+fn a_pipe_among_the_files_is_a_warning_and_not_waited_for() {
+    let dir = objects();
+    mkfifoat(CWD, dir.path().join("pipe.yaml"), Mode::RUSR).unwrap();
+
+    let output = plan(dir.path(), &["--node", "node-1"]);
+
+    assert!(output.status.success());
+    assert_eq!(
+        text(output.stderr),
+        "warning: pipe.yaml: cannot be read: it is neither a file nor a link to one; \
+         correct that, or remove it\n"
     );
     assert_eq!(text(output.stdout), TABLE);
 }

@@ -120,7 +120,7 @@ fn read(path: &Path, name: &str) -> Option<Result<Contents, Problem>> {
         line: None,
         what,
     };
-    match fs::read_to_string(path.join(name)) {
+    match read_file(&path.join(name)) {
         Ok(text) => Some(document::parse(name, &text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => None,
@@ -128,4 +128,13 @@ fn read(path: &Path, name: &str) -> Option<Result<Contents, Problem>> {
             "cannot be read: {error}; correct that, or remove it"
         )))),
     }
+}
+
+fn read_file(path: &Path) -> io::Result<String> {
+    let kind = fs::metadata(path)?.file_type();
+    if kind.is_file() || kind.is_dir() {
+        return fs::read_to_string(path);
+    }
+    // A pipe lets its reader wait for a writer, and a device may never end.
+    Err(io::Error::other("it is neither a file nor a link to one"))
 }
