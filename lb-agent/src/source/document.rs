@@ -82,6 +82,8 @@ fn yaml(text: &str) -> Documents {
 }
 
 fn json(text: &str) -> Documents {
+    // The YAML parser skips a byte order mark by itself.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let stream = serde_json::Deserializer::from_str(text).into_iter::<Value>();
     stream
         .map(|document| match document {
@@ -264,6 +266,8 @@ mod tests {
             ("one.yaml", NODE.to_owned()),
             ("one.json", json.to_owned()),
             ("ONE.JSON", json.to_owned()),
+            ("mark.json", format!("\u{feff}{json}")),
+            ("mark.yaml", format!("\u{feff}{NODE}")),
             ("tabs.json", "{\n\t\"apiVersion\": \"v1\",\n\t\"kind\": \"Node\",\n\t\"metadata\": {\"name\": \"a\"}}".to_owned()),
             ("json.yml", json.to_owned()),
             ("documents.yaml", format!("---\n# nothing\n---\n{NODE}\n---\n")),
