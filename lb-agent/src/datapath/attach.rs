@@ -45,14 +45,15 @@ pub fn attach(object: &mut Object, cgroup: &Cgroup, pins: &Pins) -> Result<()> {
 
 fn attach_one(object: &mut Object, name: &str, cgroup: &Cgroup, pins: &Pins) -> Result<()> {
     let program = object.program(name)?;
+    let next = pins.next_link(name);
+    // Left by an agent that was killed before it took the other's place.
+    remove_if_there(&next)?;
     if let Some((link, info)) = open_link(&pins.link(name))?
         && info.cgroup_id == cgroup.id
     {
         return update_link(link.as_fd(), program.fd()?.as_fd()).context("updating the link");
     }
     // A link to another cgroup, or to a removed one, serves until the new one does.
-    let next = pins.next_link(name);
-    remove_if_there(&next)?;
     let link = make_link(program, cgroup)?;
     link.pin(&next)
         .with_context(|| format!("pinning {}", next.display()))?;
