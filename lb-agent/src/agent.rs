@@ -39,6 +39,7 @@ pub fn run(config: &Config) -> Result<()> {
     let pins = Pins::new(&config.pin_path);
     pins.require_bpffs()?;
     let cgroup = Cgroup::open(config.cgroup.as_deref())?;
+    let _lock = pins.lock()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

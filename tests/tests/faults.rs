@@ -146,6 +146,21 @@ fn three_capabilities_are_enough() {
 }
 
 #[test]
+fn a_second_agent_on_the_same_pins_is_refused() {
+    let scene = Scene::new(1);
+
+    let second = scene
+        .node
+        .start_agent(scene.node.run_command(&scene.objects, &[], &[]));
+    let status = second.wait_exit();
+
+    assert!(!status.success(), "{status}");
+    let log = second.log();
+    assert!(log.contains("another agent"), "{log}");
+    serves(&scene);
+}
+
+#[test]
 fn pins_outside_of_a_bpf_file_system_are_refused_with_the_remedy() {
     let lab = Lab::new();
     let (node, objects) = (lab.node("node-a"), lab.objects());

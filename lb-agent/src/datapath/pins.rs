@@ -2,13 +2,18 @@
 //! data path working while no agent runs.
 
 use std::{
-    fs, io,
+    fs,
+    fs::File,
+    io,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::tables::{SCHEMA, names};
-use rustix::fs::statfs;
+use rustix::{
+    fs::{FlockOperation, flock, statfs},
+    io::Errno,
+};
 
 use crate::datapath::attach::PROGRAMS;
 
@@ -20,6 +25,10 @@ const BPFFS: u64 = 0xcafe_4a11;
 pub struct Pins {
     root: PathBuf,
 }
+
+/// The right to write these pins. The kernel takes it back when the process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "open for as long as the lock is held")] File);
 
 /// What lies there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +93,26 @@ impl Pins {
             (true, false) => State::Broken { missing },
             (false, _) if found.is_empty() => State::Empty,
             (false, _) => State::Unfinished,
+        }
+    }
+
+    /// Makes the folder above all layouts, and keeps every other agent from writing there: two that
+    /// adopt the same maps would give out the same cells.
+    ///
+    /// # Errors
+    ///
+    /// Another agent has the lock, or the folder is not ours to make.
+    pub fn lock(&self) -> Result<Lock> {
+        let root = self.root.display();
+        fs::create_dir_all(&self.root).with_context(|| format!("making {root}"))?;
+        let folder = File::open(&self.root).with_context(|| format!("opening {root}"))?;
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Lock(folder)),
+            Err(Errno::WOULDBLOCK) => bail!(
+                "another agent serves from {root} (`lb-agent status --pin-path {root}` tells which); \
+                 stop it, or give another --pin-path"
+            ),
+            Err(error) => Err(error).with_context(|| format!("locking {root}")),
         }
     }
 
@@ -208,6 +237,17 @@ mod tests {
         fs::remove_file(pins.map(names::SLOTS)).unwrap();
         let missing = vec![names::SLOTS];
         assert_eq!(pins.state(), State::Broken { missing });
+    }
+
+    #[test]
+    fn a_second_agent_is_refused_until_the_first_has_ended() {
+        let (_folder, pins) = pins();
+        let first = pins.lock().unwrap();
+        let error = pins.lock().unwrap_err().to_string();
+        assert!(error.contains("another agent"), "{error}");
+
+        drop(first);
+        pins.lock().unwrap();
     }
 
     #[test]
