@@ -73,7 +73,6 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
         cgroup = %cgroup.path.display(),
         pins = %pins.folder().display(),
         adopted = datapath.is_adopted(),
-        grace = maps.grace_name(),
         "starting"
     );
     Agent {

@@ -5,6 +5,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Instant,
 };
 
 use anstyle::{AnsiColor, Style};
@@ -205,13 +206,12 @@ fn set_retval() -> Result<&'static str> {
     }
 }
 
-fn grace() -> Result<&'static str> {
-    Ok(match Grace::choose()? {
-        Grace::Membarrier => "by membarrier",
-        Grace::OuterMap(_) => {
-            "by an outer map's update: with one CPU, or with nohz_full, membarrier does not wait"
-        }
-    })
+fn grace() -> Result<String> {
+    let mut grace = Grace::new()?;
+    let begun = Instant::now();
+    grace.wait()?;
+    let millis = begun.elapsed().as_millis();
+    Ok(format!("waited {millis} ms for the kernel's readers"))
 }
 
 /// In an object of its own, since a program is loaded once.

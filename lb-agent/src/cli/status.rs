@@ -89,8 +89,6 @@ struct Status {
     cgroup: Option<PathBuf>,
     cgroup_id: Option<u64>,
     pin_path: PathBuf,
-    /// How this machine waits for kernel readers.
-    grace: String,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -165,7 +163,6 @@ impl Status {
             cgroup: cgroup_id.and_then(cgroup::find),
             cgroup_id,
             pin_path: pins.root().to_owned(),
-            grace: maps.grace_name(),
         })
     }
 }

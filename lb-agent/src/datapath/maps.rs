@@ -62,7 +62,7 @@ impl BpfMaps {
             counters: PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map(names::COUNTERS)?))
                 .context(names::COUNTERS)?,
             status: cells(names::STATUS, map(names::STATUS))?,
-            grace: Grace::choose().context("finding a way to wait for kernel readers")?,
+            grace: Grace::new().context("making a map to wait for kernel readers by")?,
         })
     }
 
@@ -89,12 +89,6 @@ impl BpfMaps {
             slots: self.slots.count(),
             backends: self.backends.count(),
         }
-    }
-
-    /// How this machine waits for kernel readers.
-    #[must_use]
-    pub fn grace_name(&self) -> String {
-        self.grace.to_string()
     }
 
     /// Each reason's count, over all CPUs.
