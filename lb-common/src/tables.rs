@@ -74,7 +74,8 @@ pub const SERVICE_CIDRS_PER_FAMILY: u32 = 4;
 /// Cells of `SERVICE_CIDRS`: IPv4 from 0, IPv6 from [`SERVICE_CIDRS_PER_FAMILY`].
 pub const SERVICE_CIDRS_MAX: u32 = 2 * SERVICE_CIDRS_PER_FAMILY;
 
-/// Backends in one list: `Ring::len` is 16 bits. A longer list is cut, and reported.
+/// Backends in one list: `Ring::len` is 16 bits. A Service port that wants more is left as it was, and
+/// reported.
 pub const RING_LEN_MAX: usize = u16::MAX as usize;
 
 /// Peers one socket remembers. A fifth Service on one unconnected UDP socket replaces the oldest, and
@@ -507,8 +508,10 @@ assert_size!(Peer, 48);
 /// Value of `SOCKETS` (sk_storage): what one socket asked for. Dies with the socket. Writers: connect
 /// and sendmsg. Readers: sendmsg, recvmsg, getpeername. The layout only ever grows at the end.
 ///
-/// Threads that send on one socket at once may overwrite each other's peer; a reply then shows the
-/// backend's own address.
+/// The kernel holds the socket's lock while a hook runs, so threads that share a socket take turns.
+///
+/// A connect to no Service leaves it as it is, since the miss path does not look at the socket: one that
+/// was connected to a Service, and is then to that Service's very backend, still shows the Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Socket {

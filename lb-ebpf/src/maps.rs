@@ -156,8 +156,8 @@ impl Maps {
     pub(crate) fn socket<'a>(&self, ctx: &'a SockAddrContext) -> Option<&'a Socket> {
         // SAFETY: the kernel passes a live context, whose socket's storage lives as long as the call.
         let value = unsafe { SOCKETS.get_ptr_mut(ctx) };
-        // SAFETY: null or a live Socket; other threads' writes may mix words, and every mix is a
-        // Socket.
+        // SAFETY: null or a live Socket, which nobody else changes: the kernel holds the socket's lock
+        // while a hook runs.
         unsafe { value.as_ref() }
     }
 

@@ -88,6 +88,18 @@ fn datagrams_of_one_socket_stay_with_one_backend_and_sockets_spread() {
     assert_eq!(servers.len(), 3, "{servers:?}");
 }
 
+#[test]
+fn a_connect_that_is_refused_leaves_the_socket_with_its_service() {
+    let scene = Scene::new(1);
+    let service = address(scene::UDP);
+
+    let socket = scene.client.udp(service).unwrap();
+    let refused = socket.connect("10.96.0.10:54");
+
+    assert_eq!(refused, Err(rustix::io::Errno::CONNREFUSED));
+    assert_eq!(socket.peer_name().unwrap(), service);
+}
+
 /// musl sends its query to every nameserver from one socket and takes the first answer.
 #[test]
 fn one_socket_asks_several_services_and_knows_who_answers() {
