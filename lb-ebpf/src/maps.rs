@@ -73,11 +73,7 @@ pub(crate) struct Maps;
 impl Tables for Maps {
     #[inline(always)]
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend> {
-        let value = FRONTENDS.get_ptr(key)?;
-        // SAFETY: the element is 8-byte aligned and this program runs in an RCU read section, so its
-        // memory stays mapped. One 64-bit load takes it whole, even while the agent replaces it.
-        let word = unsafe { ptr::read_volatile(value.cast::<u64>()) };
-        Some(bytemuck::cast(word))
+        self.frontend_after(key, || {})
     }
 
     #[inline(always)]
@@ -134,7 +130,32 @@ impl Tables for Maps {
     }
 }
 
+/// Readings of an entry, of which two in a row must agree.
+const READINGS: usize = 4;
+
 impl Maps {
+    /// Looks an address up until two readings agree. Since 6.1 the kernel gives the memory of a removed
+    /// entry to the next new one at once, so what is read after a look-up may be another address's.
+    /// `pause` is what the stress test does in between.
+    #[inline(always)]
+    pub(crate) fn frontend_after(
+        &self,
+        key: &FrontendKey,
+        pause: impl FnOnce(),
+    ) -> Option<Frontend> {
+        let first = FRONTENDS.get_ptr(key)?;
+        pause();
+        let mut last = frontend_word(first);
+        for _ in 1..READINGS {
+            let next = frontend_word(FRONTENDS.get_ptr(key)?);
+            if next == last {
+                return Some(bytemuck::cast(next));
+            }
+            last = next;
+        }
+        None
+    }
+
     /// Adds one to a reason's counter.
     #[inline(always)]
     pub(crate) fn count(&self, reason: Reason) {
@@ -169,4 +190,11 @@ impl Maps {
         // SAFETY: as in `socket`; this program has no other reference to it.
         unsafe { value.as_mut() }
     }
+}
+
+#[inline(always)]
+fn frontend_word(value: *const Frontend) -> u64 {
+    // SAFETY: an 8-byte aligned element of a hash, which stays mapped while a program runs. One 64-bit
+    // load takes it whole, even while the agent replaces it.
+    unsafe { ptr::read_volatile(value.cast::<u64>()) }
 }

@@ -1,4 +1,4 @@
-//! The publication stress: whole lists are swapped by the agent's own diff and store, each in the cells
+//! The stress of what readers meet without a lock. Publication: whole lists are swapped by the agent's own diff and store, each in the cells
 //! that the one before the last has just freed, while a kernel program walks them.
 
 use std::{
@@ -26,6 +26,7 @@ use lb_agent::{
         service_port::Frontend,
     },
     tables::{
+        Op,
         build::Desired,
         diff::{Diff, diff},
         programmed::Programmed,
@@ -33,7 +34,7 @@ use lb_agent::{
 };
 use lb_common::{
     addr::{Addr, Port, Proto},
-    tables::{Kind, names},
+    tables::{self, FrontendKey, Kind, ServiceIndex, names},
 };
 
 /// Backends of the lists, in turn. Of two lengths, so that the length of one with the place of the
@@ -57,7 +58,7 @@ pub struct Walks {
 /// What the stress did.
 #[derive(Clone, Copy, Debug)]
 pub struct Report {
-    /// How it was waited for readers to end.
+    /// What they found.
     pub walks: Walks,
     /// Lists swapped.
     pub swaps: u32,
@@ -93,19 +94,58 @@ pub fn swap_while_walking(object: &[u8], goal: Goal) -> Result<Report> {
     let mut swapper = Swapper::start(&mut maps)?;
 
     let start = Instant::now();
-    let enough = AtomicBool::new(false);
-    let walked = thread::scope(|scope| -> Result<Walks> {
-        let walker = scope.spawn(|| walk_until(program, &enough));
-        let swapped = swapper.run(&walks, goal, start);
-        enough.store(true, Ordering::Relaxed);
-        walker.join().expect("the walker does not panic")?;
-        swapped?;
-        count(&walks)
-    })?;
+    while_running(program, || swapper.run(&walks, goal, start))?;
     Ok(Report {
-        walks: walked,
+        walks: count(&walks)?,
         swaps: swapper.swaps,
         took: start.elapsed(),
+    })
+}
+
+/// Makes two addresses answer and answer no more, in turn, while `object` (lb-ebpf's `walk`) looks one
+/// of them up. Each new entry lies where the kernel kept the one just removed. A mixture is a look-up
+/// that led to the other's Service.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn pass_entries_on_while_looking_up(object: &[u8], swaps: u32) -> Result<Report> {
+    let mut ebpf = load(object)?;
+    let mut maps = BpfMaps::open(|name| open(&ebpf, name))?;
+    let walks = PerCpuArray::<_, u64>::try_from(Map::PerCpuArray(open(&ebpf, "WALKS")?))?;
+    let program: &mut SchedClassifier = ebpf
+        .program_mut("nh_look_up")
+        .context("the object has no nh_look_up")?
+        .try_into()?;
+    program.load().context("loading nh_look_up")?;
+
+    let start = Instant::now();
+    while_running(program, || {
+        for number in (0..swaps).flat_map(|_| [1, 2]) {
+            let key = FrontendKey::new(Addr::v4([10, 96, 0, number]), Port(80), Proto::TCP);
+            let service = ServiceIndex(number.into());
+            let frontend = tables::Frontend::new(service, Kind::ClusterIp, false);
+            maps.apply(&Op::PutFrontend { key, frontend })?;
+            maps.apply(&Op::DeleteFrontend { key })?;
+        }
+        Ok(())
+    })?;
+    Ok(Report {
+        walks: count(&walks)?,
+        swaps,
+        took: start.elapsed(),
+    })
+}
+
+/// Runs the program over and over, on another thread, until `change` has returned.
+fn while_running(program: &SchedClassifier, change: impl FnOnce() -> Result<()>) -> Result<()> {
+    let enough = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let runner = scope.spawn(|| run_until(program, &enough));
+        let changed = change();
+        enough.store(true, Ordering::Relaxed);
+        runner.join().expect("the runner does not panic")?;
+        changed
     })
 }
 
@@ -130,7 +170,7 @@ fn open(ebpf: &Ebpf, name: &str) -> Result<MapData> {
     Ok(MapData::from_fd(data.fd().as_fd().try_clone_to_owned()?)?)
 }
 
-fn walk_until(program: &SchedClassifier, enough: &AtomicBool) -> Result<()> {
+fn run_until(program: &SchedClassifier, enough: &AtomicBool) -> Result<()> {
     let packet = [0_u8; 64];
     while !enough.load(Ordering::Relaxed) {
         let run = TestRunOptions {

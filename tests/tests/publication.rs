@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, env, fs, path::PathBuf, time::Duration};
 
-use lb_tests::stress::{Goal, swap_while_walking};
+use lb_tests::stress::{Goal, pass_entries_on_while_looking_up, swap_while_walking};
 use object::{File, Object, ObjectSection, ObjectSymbol, RelocationTarget};
 
 /// Where `cargo xtask build` puts an object; the variable is set by `cargo xtask test`.
@@ -29,6 +29,20 @@ fn a_walk_of_all_slots_never_mixes_two_lists() {
     println!("{report:?}");
     assert_eq!(report.walks.mixtures, 0, "{report:?}");
     assert_eq!(report.walks.nothing, 0, "{report:?}");
+}
+
+#[test]
+fn an_address_never_leads_to_the_service_whose_entry_took_its_place() {
+    let object = built("NEARHOP_WALK_OBJECT", "lb-ebpf-walk.o");
+
+    let report = pass_entries_on_while_looking_up(&object, 200_000).unwrap();
+
+    println!("{report:?}");
+    assert!(
+        report.walks.whole > 0 && report.walks.nothing > 0,
+        "{report:?}"
+    );
+    assert_eq!(report.walks.mixtures, 0, "{report:?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! The reader of the publication stress test: loads a ring word once, as the product's programs do and
-//! by the same code, and walks all its slots. Run by BPF_PROG_TEST_RUN while whole lists are swapped.
+//! The readers of the stress tests, by the same code as the product's programs: one loads a ring word
+//! once and walks all its slots, the other looks an address up. Run by BPF_PROG_TEST_RUN while whole
+//! lists are swapped, and addresses come and go.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
     target_arch = "bpf",
@@ -23,8 +24,9 @@ mod walk {
         programs::TcContext,
     };
     use lb_common::{
+        addr::{Addr, Port, Proto},
         select::Tables,
-        tables::{BackendIndex, List, Ring, ServiceIndex},
+        tables::{BackendIndex, FrontendKey, List, Ring, ServiceIndex},
     };
 
     use super::maps::Maps;
@@ -57,7 +59,28 @@ mod walk {
     #[classifier]
     pub(crate) fn nh_walk(_ctx: TcContext) -> i32 {
         let walks = WALKS.get(Found::Whole as u32).copied().unwrap_or(0);
-        let found = walk(walks % SLOW_EVERY == 0);
+        count(walk(walks % SLOW_EVERY == 0))
+    }
+
+    /// Service 1 answers at this address, and Service 2 at another.
+    const LOOKED_UP: FrontendKey = FrontendKey::new(Addr::v4([10, 96, 0, 1]), Port(80), Proto::TCP);
+
+    /// Looks at the clock between a look-up and its first reading: some 5 µs, long enough for the entry
+    /// to be removed and its memory to be another's.
+    const PAUSE_STEPS: u32 = 128;
+
+    #[classifier]
+    pub(crate) fn nh_look_up(_ctx: TcContext) -> i32 {
+        let frontend = Maps.frontend_after(&LOOKED_UP, || dawdle(PAUSE_STEPS));
+        count(match frontend {
+            None => Found::Nothing,
+            Some(frontend) if frontend.service == 1 => Found::Whole,
+            Some(_) => Found::Mixture,
+        })
+    }
+
+    #[inline(always)]
+    fn count(found: Found) -> i32 {
         if let Some(count) = WALKS.get_ptr_mut(found as u32) {
             // SAFETY: this CPU's live, aligned cell; a TC program is not preempted by another.
             unsafe { *count += 1 };
@@ -75,7 +98,7 @@ mod walk {
             return Found::Nothing;
         }
         if slowly {
-            dawdle();
+            dawdle(SLOW_STEPS);
         }
         let mut list = None;
         for offset in 0..SLOTS_MAX {
@@ -92,8 +115,8 @@ mod walk {
     }
 
     #[inline(always)]
-    fn dawdle() {
-        for _ in 0..SLOW_STEPS {
+    fn dawdle(steps: u32) {
+        for _ in 0..steps {
             // SAFETY: the helper takes no argument and may be called anywhere.
             unsafe { bpf_ktime_get_ns() };
         }
