@@ -51,20 +51,28 @@ pub fn join(path: &Path) -> anyhow::Result<()> {
         .with_context(|| format!("join cgroup {}", path.display()))
 }
 
-/// Kills what is still inside and removes the folder with all below it.
+/// Kills what is still inside and removes the folder with all below it. Looks again until it is gone:
+/// another thread may have been about to make a folder or to start a process in it.
 pub fn remove(path: &Path) -> anyhow::Result<()> {
-    for child in children(path)? {
-        remove(&child)?;
-    }
-    if !members(path)?.is_empty() {
-        fs::write(path.join("cgroup.kill"), "1")
-            .with_context(|| format!("kill the processes in cgroup {}", path.display()))?;
-    }
     wait::until(
         &format!("cgroup {} to be empty", path.display()),
         wait::PATIENCE,
-        || fs::remove_dir(path),
+        || {
+            for child in children(path)? {
+                remove(&child)?;
+            }
+            kill_members(path)?;
+            fs::remove_dir(path).context("remove it")
+        },
     )
+}
+
+fn kill_members(path: &Path) -> anyhow::Result<()> {
+    if members(path)?.is_empty() {
+        return Ok(());
+    }
+    fs::write(path.join("cgroup.kill"), "1")
+        .with_context(|| format!("kill the processes in cgroup {}", path.display()))
 }
 
 fn children(path: &Path) -> anyhow::Result<Vec<PathBuf>> {

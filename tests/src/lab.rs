@@ -259,7 +259,9 @@ pub struct Node {
 impl Node {
     fn create(lab: &Lab, name: &str) -> anyhow::Result<Self> {
         let cgroup = lab.inner.cgroup.join(name);
+        let building = lab.inner.building()?;
         cgroup::create(&cgroup)?;
+        drop(building);
         let cable = lab.inner.next_cable();
         let addr = Ipv4Addr::from(HOSTS.to_bits() + cable);
         let netns = Netns {

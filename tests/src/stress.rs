@@ -1,5 +1,6 @@
-//! The stress of what readers meet without a lock. Publication: whole lists are swapped by the agent's own diff and store, each in the cells
-//! that the one before the last has just freed, while a kernel program walks them.
+//! The stress of what readers meet without a lock. Publication: whole lists are swapped by the agent's
+//! own diff and store, each in the cells that the one before the last has just freed, while a kernel
+//! program walks them. Addresses: they come and go while a program looks one up.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
