@@ -62,7 +62,9 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
         }
         if !wanted.is_complete() {
             warn_of_problems(&wanted.problems());
-            warn!("waiting until every file was readable once; nothing is changed until then");
+            warn!(
+                "waiting until every file and object was usable once; nothing is changed until then"
+            );
         }
     }
     let capacities = config.capacities.over(wanted.capacities());

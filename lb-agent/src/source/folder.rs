@@ -31,6 +31,7 @@ struct File {
     problems: Vec<Problem>,
     /// What is wrong with it as a whole: its last good objects stay.
     broken: Option<Problem>,
+    /// Whether it and every object in it could be used once.
     was_good: bool,
     ignored: usize,
 }
@@ -59,6 +60,8 @@ impl Folder {
         // An object that became unusable stays as it was last good.
         let kept = old.keys.intersection(&contents.rejected).cloned();
         let keys: BTreeSet<_> = contents.objects.keys().cloned().chain(kept).collect();
+        // An agent that starts does not know how an unusable object was last good; its pins may.
+        let is_good = contents.rejected.is_subset(&keys);
         for key in old.keys.difference(&keys) {
             self.set(name, key.clone(), None);
         }
@@ -69,7 +72,7 @@ impl Folder {
             keys,
             problems: contents.problems,
             broken: None,
-            was_good: true,
+            was_good: old.was_good || is_good,
             ignored: contents.ignored,
         };
         self.files.insert(name.to_owned(), file);
@@ -251,6 +254,23 @@ mod tests {
         put(&mut folder, "a.yaml", "!");
         assert!(!folder.is_complete());
         folder.remove("a.yaml");
+        assert!(folder.is_complete());
+    }
+
+    #[test]
+    fn so_does_an_object_that_was_never_usable() {
+        let good = "{apiVersion: v1, kind: Node, metadata: {name: n1}}";
+        let bad = "{apiVersion: v1, kind: Node, metadata: {name: [n2]}}";
+        let both = format!("{good}\n---\n{bad}");
+        let mut folder = Folder::default();
+
+        folder.put("a.yaml", document::parse("a.yaml", &both));
+        assert_eq!(changes(&mut folder), ["n1="]);
+        assert!(!folder.is_complete());
+
+        folder.put("a.yaml", document::parse("a.yaml", good));
+        assert!(folder.is_complete());
+        folder.put("a.yaml", document::parse("a.yaml", &both));
         assert!(folder.is_complete());
     }
 
