@@ -172,7 +172,7 @@ impl Reader<'_> {
             why: error.to_string(),
         });
         match read.and_then(|object| convert(&object)) {
-            Ok(converted) => self.converted(line, converted),
+            Ok(converted) => self.converted(line, key, converted),
             Err(rejected) => {
                 self.problem(
                     line,
@@ -183,15 +183,15 @@ impl Reader<'_> {
         }
     }
 
-    fn converted(&mut self, line: Option<u64>, converted: Converted) {
+    fn converted(&mut self, line: Option<u64>, key: ObjectKey, converted: Converted) {
         for dropped in converted.dropped {
             self.problem(line, dropped.to_string());
         }
-        let Some(object) = converted.object else {
-            return;
+        let before = match converted.object {
+            Some(object) => self.contents.objects.insert(key.clone(), object),
+            None => self.contents.objects.remove(&key),
         };
-        let key = object.key();
-        if self.contents.objects.insert(key.clone(), object).is_some() {
+        if before.is_some() {
             self.problem(
                 line,
                 format!("{key} is given twice in this file; the later one counts"),
@@ -368,6 +368,22 @@ mod tests {
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert!(problems[0].starts_with(expected), "{problems:?}");
         }
+    }
+
+    #[test]
+    fn a_later_object_counts_also_where_it_is_none_of_ours() {
+        let service = |ip: &str| {
+            format!(
+                "{{apiVersion: v1, kind: Service, metadata: {{name: web}}, spec: {{clusterIP: {ip}}}}}"
+            )
+        };
+        let text = format!("{}\n---\n{}", service("10.0.0.1"), service("None"));
+
+        assert_eq!(parse("a.yaml", &text).unwrap().objects.len(), 0);
+        assert_eq!(
+            problems("a.yaml", &text),
+            ["a.yaml:3: Service default/web is given twice in this file; the later one counts"]
+        );
     }
 
     #[test]
