@@ -39,7 +39,6 @@ pub fn run(config: &Config) -> Result<()> {
     let pins = Pins::new(&config.pin_path);
     pins.require_bpffs()?;
     let cgroup = Cgroup::open(config.cgroup.as_deref())?;
-    let _lock = pins.lock()?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -68,6 +67,7 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
         }
     }
     let capacities = config.capacities.over(wanted.capacities());
+    let _lock = pins.lock()?;
     let (datapath, maps) = Datapath::open(pins, capacities)?;
     info!(
         node = %config.node,
