@@ -136,8 +136,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// Few names, so that histories often meet the same object again.
 fn objects() -> impl Strategy<Value = Object> {
     prop_oneof![
-        4 => services().prop_map(Object::Service),
-        6 => slices().prop_map(Object::Slice),
+        4 => services().prop_map(Object::from),
+        6 => slices().prop_map(Object::from),
         1 => zones().prop_map(|zone| Object::Node(Node { name: "me".to_owned(), zone })),
         1 => cidrs().prop_map(Object::ServiceCidr),
     ]

@@ -42,7 +42,7 @@ pub fn convert(slice: &discovery::EndpointSlice) -> Result<Converted, Rejected> 
     }
 
     let namespace = salvage.object.namespace.clone();
-    let object = Object::Slice(Slice {
+    let object = Object::from(Slice {
         name: SliceName {
             namespace: namespace.clone(),
             name: salvage.object.name.clone(),

@@ -29,7 +29,7 @@ pub fn convert(service: &core::Service) -> Result<Converted, Rejected> {
     if label(&service.metadata, PROXY_NAME).is_some() || !has_cluster_ip(&spec, &mut salvage) {
         return Ok(salvage.into_converted(None));
     }
-    let object = Object::Service(Service {
+    let object = Object::from(Service {
         name: ServiceName {
             namespace: salvage.object.namespace.clone(),
             name: salvage.object.name.clone(),

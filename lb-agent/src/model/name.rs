@@ -70,6 +70,15 @@ pub struct ServicePortId {
 }
 
 impl ServicePortId {
+    /// The least id of all.
+    #[must_use]
+    pub fn first() -> Self {
+        Self::first_of(&ServiceName {
+            namespace: String::new(),
+            name: String::new(),
+        })
+    }
+
     /// The least id that a port of this Service can have.
     #[must_use]
     pub fn first_of(service: &ServiceName) -> Self {

@@ -1,6 +1,6 @@
 //! The closed set of objects the model is made of, and the keys by which they are deleted.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use crate::model::{
     endpoint::Slice,
@@ -8,11 +8,12 @@ use crate::model::{
 };
 
 /// One object, reduced to what endpoint choice and the tables read. Two objects that differ only in
-/// what nobody reads are equal, which is how such a change becomes no work.
+/// what nobody reads are equal, which is how such a change becomes no work. What is large is shared by the
+/// source, which compares with it, and the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
-    Service(Service),
-    Slice(Slice),
+    Service(Arc<Service>),
+    Slice(Arc<Slice>),
     Node(Node),
     ServiceCidr(ServiceCidr),
 }
@@ -30,6 +31,18 @@ impl Object {
             Self::Node(node) => ObjectKey::new(Kind::Node, "", &node.name),
             Self::ServiceCidr(cidr) => ObjectKey::new(Kind::ServiceCidr, "", &cidr.name),
         }
+    }
+}
+
+impl From<Service> for Object {
+    fn from(service: Service) -> Self {
+        Self::Service(Arc::new(service))
+    }
+}
+
+impl From<Slice> for Object {
+    fn from(slice: Slice) -> Self {
+        Self::Slice(Arc::new(slice))
     }
 }
 

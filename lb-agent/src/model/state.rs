@@ -1,6 +1,9 @@
 //! The model itself: what has been applied so far, and what must be rebuilt after each change.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::model::{
     endpoint::Slice,
@@ -65,10 +68,10 @@ impl Changed {
 #[derive(Clone, Debug)]
 pub struct Model {
     settings: Settings,
-    services: BTreeMap<ServiceName, Service>,
+    services: BTreeMap<ServiceName, Arc<Service>>,
     /// Each slice keeps its own contribution, so that an endpoint which moves between slices is never
     /// lost. By Service, because that is how they are read.
-    slices: BTreeMap<ServiceName, BTreeMap<SliceName, Slice>>,
+    slices: BTreeMap<ServiceName, BTreeMap<SliceName, Arc<Slice>>>,
     /// Whom each slice contributes to, to find it again when its label was edited.
     slice_owners: BTreeMap<SliceName, ServiceName>,
     node: Option<Node>,
@@ -196,10 +199,11 @@ impl Model {
     }
 
     fn slices_of(&self, name: &ServiceName) -> impl Iterator<Item = &Slice> {
-        self.slices.get(name).into_iter().flat_map(BTreeMap::values)
+        let slices = self.slices.get(name).into_iter();
+        slices.flat_map(BTreeMap::values).map(Arc::as_ref)
     }
 
-    fn apply_service(&mut self, service: Service) -> Changed {
+    fn apply_service(&mut self, service: Arc<Service>) -> Changed {
         let name = service.name.clone();
         match self.services.insert(name.clone(), service) {
             Some(before) if before == self.services[&name] => Changed::default(),
@@ -220,7 +224,7 @@ impl Model {
 
     /// A slice whose label was edited leaves its former Service. (kube-proxy keeps the contribution
     /// there until it restarts.)
-    fn apply_slice(&mut self, slice: Slice) -> Changed {
+    fn apply_slice(&mut self, slice: Arc<Slice>) -> Changed {
         let mut changed = Changed::default();
         match self.slice_owners.get(&slice.name) {
             Some(owner) if *owner != slice.service => {
@@ -325,7 +329,7 @@ mod tests {
             external_ips: BTreeSet::new(),
             source_ranges: BTreeSet::new(),
         };
-        Object::Service(Service {
+        Object::from(Service {
             name: name(service),
             halves: BTreeMap::from([(Family::V4, half)]),
             ports: vec![PortSpec {
@@ -341,7 +345,7 @@ mod tests {
     }
 
     fn slice(slice: &str, service: &str, endpoints: Vec<Endpoint>) -> Object {
-        Object::Slice(Slice {
+        Object::from(Slice {
             name: SliceName {
                 namespace: "default".to_owned(),
                 name: slice.to_owned(),

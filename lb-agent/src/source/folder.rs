@@ -16,7 +16,7 @@ use crate::{
 pub struct Folder {
     files: BTreeMap<String, File>,
     /// Every object with the files that define it. The last file by name wins.
-    objects: BTreeMap<ObjectKey, BTreeMap<String, Object>>,
+    objects: BTreeMap<(ObjectKey, String), Object>,
     /// What each object was before the changes that nobody has taken yet. An object that moves from
     /// one file to another is here once and, being equal afterwards, is no change.
     before: BTreeMap<ObjectKey, Option<Object>>,
@@ -79,28 +79,39 @@ impl Folder {
     }
 
     fn set(&mut self, name: &str, key: ObjectKey, object: Option<Object>) {
-        let definitions = self.objects.entry(key.clone()).or_default();
-        let winner = definitions
-            .last_key_value()
-            .map(|(_, object)| object.clone());
+        let winner = self.winner(&key).cloned();
         self.before.entry(key.clone()).or_insert(winner);
+        let definition = (key.clone(), name.to_owned());
         match object {
-            Some(object) => definitions.insert(name.to_owned(), object),
-            None => definitions.remove(name),
+            Some(object) => self.objects.insert(definition, object),
+            None => self.objects.remove(&definition),
         };
-        match definitions.len() {
-            0 => drop(self.objects.remove(&key)),
-            1 => drop(self.doubled.remove(&key)),
-            _ => drop(self.doubled.insert(key)),
+        if self.definitions(&key).nth(1).is_some() {
+            self.doubled.insert(key);
+        } else {
+            self.doubled.remove(&key);
         }
+    }
+
+    /// The files that define an object, in order, with what each says.
+    fn definitions(&self, key: &ObjectKey) -> impl Iterator<Item = (&String, &Object)> {
+        let first = (key.clone(), String::new());
+        self.objects
+            .range(first..)
+            .take_while(move |((defined, _), _)| defined == key)
+            .map(|((_, file), object)| (file, object))
+    }
+
+    /// The object as its last file says.
+    fn winner(&self, key: &ObjectKey) -> Option<&Object> {
+        self.definitions(key).last().map(|(_, object)| object)
     }
 
     /// What changed since this was called last.
     pub fn take_changes(&mut self) -> (Vec<Object>, Vec<ObjectKey>) {
         let (mut apply, mut delete) = (Vec::new(), Vec::new());
         for (key, before) in mem::take(&mut self.before) {
-            let after = self.objects.get(&key).and_then(BTreeMap::last_key_value);
-            match after.map(|(_, object)| object) {
+            match self.winner(&key) {
                 Some(object) if before.as_ref() != Some(object) => apply.push(object.clone()),
                 None if before.is_some() => delete.push(key),
                 Some(_) | None => {}
@@ -136,15 +147,18 @@ impl Folder {
     }
 
     fn doubled_problem(&self, key: &ObjectKey) -> Option<Problem> {
-        let mut files = self.objects.get(key)?.keys().rev();
-        let winner = files.next()?;
-        let others: Vec<_> = files.map(String::as_str).collect();
+        let mut files: Vec<_> = self
+            .definitions(key)
+            .map(|(file, _)| file.as_str())
+            .collect();
+        let winner = files.pop()?;
+        files.reverse();
         Some(Problem {
-            place: winner.clone(),
+            place: winner.to_owned(),
             line: None,
             what: format!(
                 "{key} is also in {}; the last file by name counts, remove the others",
-                others.join(", ")
+                files.join(", ")
             ),
         })
     }

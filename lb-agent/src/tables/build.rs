@@ -159,7 +159,7 @@ pub struct Desired {
     ports: BTreeMap<ServicePortId, DesiredPort>,
     /// Who wants to answer at an address. Two Services may; the first in this order does, which is the
     /// same after any sequence of changes.
-    claims: BTreeMap<FrontendKey, BTreeSet<(Kind, ServicePortId)>>,
+    claims: BTreeSet<(FrontendKey, Kind, ServicePortId)>,
     service_cidrs: Vec<ServiceCidr>,
     pub(super) touched: Touched,
 }
@@ -272,11 +272,13 @@ impl Desired {
     /// Who answers at an address.
     #[must_use]
     pub fn owner(&self, key: &FrontendKey) -> Option<(Kind, &ServicePortId)> {
-        self.claims.get(key)?.first().map(|(kind, id)| (*kind, id))
+        let first = (*key, Kind::ClusterIp, ServicePortId::first());
+        let (claimed, kind, id) = self.claims.range(first..).next()?;
+        (claimed == key).then_some((*kind, id))
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = &FrontendKey> {
-        self.claims.keys()
+        self.claims.iter().map(|(key, ..)| key)
     }
 
     pub(super) fn service_cidrs(&self) -> &[ServiceCidr] {
@@ -298,10 +300,7 @@ impl Desired {
     /// `id` must not be wanted yet.
     pub(super) fn insert(&mut self, id: ServicePortId, port: DesiredPort) {
         for (key, kind) in &port.frontends {
-            self.claims
-                .entry(*key)
-                .or_default()
-                .insert((*kind, id.clone()));
+            self.claims.insert((*key, *kind, id.clone()));
         }
         self.touched.keys.extend(port.frontends.keys());
         self.touched.ports.insert(id.clone());
@@ -313,12 +312,7 @@ impl Desired {
             return;
         };
         for (key, kind) in &port.frontends {
-            if let Some(claims) = self.claims.get_mut(key) {
-                claims.remove(&(*kind, id.clone()));
-                if claims.is_empty() {
-                    self.claims.remove(key);
-                }
-            }
+            self.claims.remove(&(*key, *kind, id.clone()));
         }
         self.touched.keys.extend(port.frontends.keys());
         self.touched.ports.insert(id.clone());
