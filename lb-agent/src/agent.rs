@@ -53,18 +53,8 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
         zone: config.zone.clone(),
         external_ips: true,
     });
-    while !wanted.is_complete() {
-        match events.next(None).await? {
-            Event::Batch(batch) => wanted.fold(batch),
-            Event::Tick => {}
-            Event::Shutdown => return Ok(()),
-        }
-        if !wanted.is_complete() {
-            warn_of_problems(&wanted.problems());
-            warn!(
-                "waiting until every file and object was usable once; nothing is changed until then"
-            );
-        }
+    if !gather(&mut events, &mut wanted, pins.serve()).await? {
+        return Ok(());
     }
     let capacities = config.capacities.over(wanted.capacities());
     let _lock = pins.lock()?;
@@ -86,6 +76,24 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
     }
     .run(&mut events)
     .await
+}
+
+/// Waits for the whole source. Where tables of an earlier agent serve, also until every file and object
+/// was usable once, as what is not known would be pruned; where nothing serves, nothing can be lost.
+/// Returns whether to go on.
+async fn gather(events: &mut Events, wanted: &mut Wanted, serving: bool) -> Result<bool> {
+    loop {
+        match events.next(None).await? {
+            Event::Batch(batch) => wanted.fold(batch),
+            Event::Tick => continue,
+            Event::Shutdown => return Ok(false),
+        }
+        if wanted.is_complete() || !serving {
+            return Ok(true);
+        }
+        warn_of_problems(&wanted.problems());
+        warn!("waiting until every file and object was usable once; nothing is changed until then");
+    }
 }
 
 /// What the loop waits for.

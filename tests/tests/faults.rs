@@ -30,6 +30,45 @@ fn a_broken_file_is_counted_and_its_objects_serve_on() {
 }
 
 #[test]
+fn where_nothing_serves_a_broken_file_does_not_hold_up_the_others() {
+    let lab = Lab::new();
+    let (node, objects) = (lab.node("a"), lab.objects());
+    objects.write("broken.yaml", "kind: Service\nmetadata: [");
+    objects.apply(web());
+
+    let _agent = node.agent(&objects);
+
+    assert_eq!(node.cli().number("problems").unwrap(), 1);
+    assert_ne!(node.cli().number("services").unwrap(), 0);
+}
+
+#[test]
+fn where_tables_serve_a_restart_with_a_broken_file_changes_nothing() {
+    let scene = Scene::new(1);
+    scene.agent.kill().unwrap();
+    scene.objects.write(
+        "service-default-web.json",
+        "{\"kind\": \"Service\", metadata",
+    );
+
+    let waiting = scene
+        .node
+        .start_agent(scene.node.run_command(&scene.objects, &[], &[]));
+
+    wait::until("the agent to say that it waits", wait::PATIENCE, || {
+        let log = waiting.log();
+        log.contains("waiting until every file")
+            .then_some(())
+            .ok_or(log)
+    })
+    .unwrap();
+    serves(&scene);
+    scene.objects.apply(web());
+    waiting.wait_ready().unwrap();
+    assert_eq!(scene.node.cli().number("first_sync_ops").unwrap(), 0);
+}
+
+#[test]
 fn a_half_written_file_loses_no_object() {
     let scene = Scene::new(1);
     let slice = serde_json::Value::from(scene::web_slice(&scene.backends)).to_string();

@@ -80,6 +80,15 @@ impl Pins {
         self.links().join(format!("{program}-next"))
     }
 
+    /// Whether programs of an earlier start serve from here.
+    #[must_use]
+    pub fn serve(&self) -> bool {
+        match self.state() {
+            State::Empty | State::Unfinished => false,
+            State::Installed | State::Broken { .. } => true,
+        }
+    }
+
     /// What lies there.
     #[must_use]
     pub fn state(&self) -> State {
