@@ -24,6 +24,7 @@
 
 pub mod agent;
 pub mod cgroup;
+pub mod cluster;
 pub mod lab;
 pub mod netns;
 pub mod objects;
@@ -37,6 +38,7 @@ pub mod wait;
 pub mod worker;
 
 pub use agent::Agent;
+pub use cluster::Cluster;
 pub use lab::{Lab, Node, Pod};
 pub use objects::Objects;
 pub use protocol::Serve;

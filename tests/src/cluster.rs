@@ -1,0 +1,180 @@
+//! A real cluster in a lab: etcd, kube-apiserver and kube-controller-manager on a node of their own,
+//! whose API server every other node of the lab can reach. There are no kubelets: a test writes the
+//! status of Nodes and Pods itself, with the addresses of the lab's pods.
+
+pub mod control_plane;
+pub mod objects;
+
+use std::{
+    io::Write,
+    net::SocketAddr,
+    path::PathBuf,
+    process::{Output, Stdio},
+    thread,
+};
+
+use anyhow::{Context, ensure};
+use serde_json::{Value, json};
+
+use self::control_plane::ControlPlane;
+use crate::{Lab, Objects, agent::text, must, wait};
+
+const API_PORT: u16 = 6443;
+
+/// What `dir` agents read: all that kube-proxy watches.
+const WATCHED: &str = "nodes,services,endpointslices,servicecidrs";
+
+/// A cluster, which ends when it is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    plane: ControlPlane,
+    at: SocketAddr,
+    // Dropped last: the lab removes the namespace that the parts run in.
+    _lab: Lab,
+}
+
+impl Cluster {
+    /// Starts a control plane on a node `control-plane` of this lab.
+    #[must_use]
+    pub fn start(lab: &Lab) -> Self {
+        let node = lab.node("control-plane");
+        let (place, at) = (node.host().place().clone(), node.host().at(API_PORT));
+        let dir = lab.dir().join("cluster");
+        Self {
+            plane: must(ControlPlane::start(&dir, at, Some(place))),
+            at,
+            _lab: lab.clone(),
+        }
+    }
+
+    /// Where the API server listens, for agents on the lab's nodes.
+    #[must_use]
+    pub fn api(&self) -> SocketAddr {
+        self.at
+    }
+
+    /// The administrator's kubeconfig.
+    #[must_use]
+    pub fn kubeconfig(&self) -> PathBuf {
+        self.plane.kubeconfig()
+    }
+
+    /// Adds or replaces objects. A status is written as kubelets do, to its own subresource.
+    pub fn apply(&self, objects: impl IntoIterator<Item = Value>) {
+        let objects: Vec<Value> = objects.into_iter().collect();
+        let with_status = objects
+            .iter()
+            .filter(|object| object.get("status").is_some());
+        let with_status: Vec<Value> = with_status.cloned().collect();
+        self.server_side_apply(&objects, &[]);
+        if !with_status.is_empty() {
+            self.server_side_apply(&with_status, &["--subresource=status"]);
+        }
+    }
+
+    fn server_side_apply(&self, objects: &[Value], options: &[&str]) {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        let apply = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--filename=-",
+        ];
+        let output = self.try_kubectl(&[&apply, options].concat(), &list.to_string());
+        must(succeeded(&apply, output));
+    }
+
+    /// What `kubectl` prints. That it fails is a failed test.
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        must(succeeded(args, self.try_kubectl(args, "")))
+    }
+
+    /// The same where failure is an answer, with something on its standard input.
+    #[must_use]
+    pub fn try_kubectl(&self, args: &[&str], input: &str) -> Output {
+        must(self.run_kubectl(args, input).with_context(|| shown(args)))
+    }
+
+    fn run_kubectl(&self, args: &[&str], input: &str) -> anyhow::Result<Output> {
+        let mut child = self
+            .plane
+            .kubectl()?
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stdin = child.stdin.take();
+        // One that gave up early closes its end; its message, not the broken pipe, says why.
+        let _ = stdin.map(|mut stdin| stdin.write_all(input.as_bytes()));
+        Ok(child.wait_with_output()?)
+    }
+
+    /// `kubectl get … -o json`
+    #[must_use]
+    pub fn get(&self, args: &[&str]) -> Value {
+        let said = self.kubectl(&[&["get", "--output=json"], args].concat());
+        must(serde_json::from_str(&said))
+    }
+
+    /// Waits until the endpoints that the controllers wrote for a Service of `default` are as wanted,
+    /// and returns them: one list, over all slices of this family.
+    #[must_use]
+    pub fn endpoints(
+        &self,
+        service: &str,
+        family: &str,
+        wanted: impl Fn(&[Value]) -> bool,
+    ) -> Vec<Value> {
+        let what = format!("the {family} endpoints of {service}");
+        must(wait::until(&what, wait::PATIENCE, || {
+            let endpoints = self.endpoints_now(service, family);
+            let as_wanted = wanted(&endpoints);
+            if as_wanted {
+                Ok(endpoints)
+            } else {
+                Err(Value::Array(endpoints))
+            }
+        }))
+    }
+
+    fn endpoints_now(&self, service: &str, family: &str) -> Vec<Value> {
+        let label = format!("--selector=kubernetes.io/service-name={service}");
+        let mut slices = self.get(&["endpointslices", &label]);
+        let slices = slices["items"].as_array_mut().into_iter().flatten();
+        let of_family = slices.filter(|slice| slice["addressType"] == family);
+        let endpoints = of_family.filter_map(|slice| slice["endpoints"].as_array_mut());
+        endpoints.flat_map(std::mem::take).collect()
+    }
+
+    /// Writes what is in the cluster into a folder, as a person would with `kubectl get -o yaml`.
+    pub fn dump(&self, into: &Objects) {
+        let yaml = self.kubectl(&["get", WATCHED, "--all-namespaces", "--output=yaml"]);
+        into.write("cluster.yaml", &yaml);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("{}", self.plane.last_words());
+        }
+        if let Err(error) = self.plane.kill() {
+            eprintln!("ending the control plane: {error:#}");
+        }
+    }
+}
+
+fn succeeded(args: &[&str], output: Output) -> anyhow::Result<String> {
+    ensure!(
+        output.status.success(),
+        "{}: {}",
+        shown(args),
+        text(&output.stderr).trim()
+    );
+    Ok(text(&output.stdout))
+}
+
+fn shown(args: &[&str]) -> String {
+    format!("kubectl {}", args.join(" "))
+}

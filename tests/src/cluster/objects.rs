@@ -1,0 +1,61 @@
+//! Objects as users, kubelets and schedulers write them to an API server. The lab's `objects.rs` has
+//! those that a source reads, which here the cluster's own controllers make.
+
+use serde_json::{Value, json};
+
+use crate::Pod;
+
+/// A Node as its kubelet reports it: ready, in a zone, with so many processors.
+#[must_use]
+pub fn node(name: &str, zone: &str, cpus: u32) -> Value {
+    let cpu = json!({"cpu": cpus.to_string()});
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {
+            "kubernetes.io/hostname": name,
+            "topology.kubernetes.io/zone": zone,
+        }},
+        "status": {
+            "capacity": cpu,
+            "allocatable": cpu,
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    })
+}
+
+/// A Pod of an app in `default`, scheduled and running; its addresses are those of a pod of the lab.
+#[must_use]
+pub fn pod(name: &str, app: &str, node: &str, pod: &Pod) -> Value {
+    let (v4, v6) = (pod.addr().to_string(), pod.addr6().to_string());
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": "default", "name": name, "labels": {"app": app}},
+        "spec": {
+            "nodeName": node,
+            "containers": [{"name": "server", "image": "server"}],
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": v4,
+            "podIPs": [{"ip": v4}, {"ip": v6}],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    })
+}
+
+/// A dual-stack Service in `default` that selects an app; the cluster gives it its addresses.
+#[must_use]
+pub fn service(app: &str, port: u16, target_port: u16) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": "default", "name": app},
+        "spec": {
+            "selector": {"app": app},
+            "ipFamilyPolicy": "PreferDualStack",
+            "ports": [{"name": "http", "protocol": "TCP", "port": port, "targetPort": target_port}],
+        },
+    })
+}
