@@ -9,6 +9,7 @@ mod btf;
 mod build;
 mod check;
 mod clean_lab;
+mod cluster;
 mod demo;
 mod run;
 mod tally;
@@ -35,6 +36,7 @@ enum Task {
     Test(test::Args),
     Check(check::Args),
     Tidy(tidy::Args),
+    Cluster(cluster::Args),
     CleanLab(clean_lab::Args),
 }
 
@@ -42,6 +44,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask build                    target/lb-ebpf.o and target/release/lb-agent
   cargo xtask demo                     traffic between zones, before and after topology hints
+  cargo xtask cluster up               a real Kubernetes control plane on loopback
   cargo xtask test --only unit         what needs no root
   cargo xtask test --kernel 5.10       everything on the oldest kernel
   cargo xtask check --fix              what CI checks, repaired where that is possible";
@@ -63,6 +66,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test(args) => test::test(&args),
         Task::Check(args) => check::check(&args),
         Task::Tidy(args) => tidy::tidy(&args),
+        Task::Cluster(args) => cluster::cluster(&args),
         Task::CleanLab(args) => clean_lab::clean_lab(&args),
     }
 }

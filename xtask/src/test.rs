@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::{ValueEnum, builder::PossibleValuesParser};
 
 use crate::{
-    build,
+    build, cluster,
     run::{self, Event},
     tally::{Libtest, Tally},
     toolchain::{self, Need},
@@ -115,6 +115,7 @@ fn lab(tree: &Tree, args: &Args) -> Result<Tally> {
     toolchain::ensure(&[Need::Iproute2, Need::Bpftool])?;
     build::objects(tree)?;
     build::agent(tree)?;
+    cluster::program(tree)?;
     cargo_test(tree, "lab", &["--package", "lb-tests"], args)
 }
 
@@ -133,7 +134,8 @@ fn cargo_test(tree: &Tree, stage: &str, packages: &[&str], args: &Args) -> Resul
         .args(&args.filter);
     cargo
         .args(["--", "--show-output"])
-        .env("NEARHOP_AGENT", tree.agent());
+        .env("NEARHOP_AGENT", tree.agent())
+        .env("NEARHOP_CLUSTER", cluster::path(tree));
     for bin in build::further_programs(tree)? {
         let name = format!("NEARHOP_{}_OBJECT", bin.to_uppercase());
         cargo.env(name, tree.object_of(&bin));

@@ -1,6 +1,8 @@
 //! What a command needs beside cargo: probed each time without running anything slow, and installed
 //! when it is missing, so that nobody installs anything by hand.
 
+pub(crate) mod go;
+
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -27,6 +29,7 @@ pub(crate) enum Need {
     Bpftool,
     Iproute2,
     Qemu,
+    Go,
 }
 
 /// Installs what is missing of `needs`, in their order.
@@ -65,6 +68,7 @@ impl Need {
             Self::Bpftool => ("bpftool", "maps are dumped by it"),
             Self::Iproute2 => ("iproute2", "the lab's namespaces are made with ip"),
             Self::Qemu => ("qemu", "other kernels run in it"),
+            Self::Go => ("go", "the cluster of the tests is built with it"),
         }
     }
 
@@ -81,6 +85,7 @@ impl Need {
             Self::Bpftool => found("bpftool"),
             Self::Iproute2 => found("ip"),
             Self::Qemu => found("qemu-system-x86_64"),
+            Self::Go => go::is_usable(),
         }
     }
 
@@ -94,6 +99,7 @@ impl Need {
             Self::Bpftool => apt_install(&["bpftool".into()]),
             Self::Iproute2 => apt_install(&["iproute2".into()]),
             Self::Qemu => apt_install(&["qemu-system-x86".into()]),
+            Self::Go => go::install(),
         }
     }
 }
