@@ -41,6 +41,14 @@ pub struct Rejected {
     pub why: String,
 }
 
+impl Rejected {
+    /// For an object that is left out as a whole.
+    #[must_use]
+    pub fn unused(&self) -> String {
+        format!("{self}; this object is not used until it is corrected")
+    }
+}
+
 impl fmt::Display for Rejected {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.object, self.why)

@@ -3,6 +3,7 @@
 pub mod dir;
 pub mod document;
 pub mod folder;
+pub mod kube;
 
 use std::fmt;
 
@@ -23,7 +24,7 @@ pub struct Batch {
 /// What a source could not use, for the operator. The text names the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
-    /// A file's name, or the folder.
+    /// A file's name, the folder, or the API server.
     pub place: String,
     pub line: Option<u64>,
     pub what: String,

@@ -174,10 +174,7 @@ impl Reader<'_> {
         match read.and_then(|object| convert(&object)) {
             Ok(converted) => self.converted(line, key, converted),
             Err(rejected) => {
-                self.problem(
-                    line,
-                    format!("{rejected}; this object is not used until it is corrected"),
-                );
+                self.problem(line, rejected.unused());
                 self.contents.rejected.insert(key);
             }
         }
