@@ -1,7 +1,7 @@
 //! What `run` runs: one owner, one loop, a closed set of events.
 //!
 //! ```text
-//! folder ─ Batch ─┐
+//! source ─ Batch ─┐
 //! timer ── Tick ──┼─▶ fold ─▶ sync ─▶ STATUS
 //! signal ─ Shutdown ─▶ exit; the kernel goes on serving
 //! ```
@@ -22,10 +22,10 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    config::Config,
+    config::{Config, Source},
     datapath::{BpfMaps, Datapath, Pins, capability, cgroup::Cgroup},
     model::state::Settings,
-    source::{Batch, dir},
+    source::{Batch, dir, kube},
     sync::{Engine, SyncReport, Wanted},
 };
 
@@ -46,7 +46,7 @@ pub fn run(config: &Config) -> Result<()> {
 }
 
 async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
-    let mut events = Events::new(config)?;
+    let mut events = Events::new(config).await?;
     let started = now();
     let mut wanted = Wanted::new(Settings {
         node: config.node.clone(),
@@ -104,6 +104,13 @@ enum Event {
     Shutdown,
 }
 
+async fn follow(config: &Config) -> Result<mpsc::Receiver<Batch>> {
+    Ok(match &config.source {
+        Source::Folder(path) => dir::follow(path)?,
+        Source::ApiServer(access) => kube::follow(&access.load().await?, &config.node)?,
+    })
+}
+
 struct Events {
     batches: mpsc::Receiver<Batch>,
     terminate: Signal,
@@ -111,9 +118,9 @@ struct Events {
 }
 
 impl Events {
-    fn new(config: &Config) -> Result<Self> {
+    async fn new(config: &Config) -> Result<Self> {
         Ok(Self {
-            batches: dir::follow(&config.objects)?,
+            batches: follow(config).await?,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
@@ -128,7 +135,7 @@ impl Events {
         };
         tokio::select! {
             batch = self.batches.recv() => {
-                Ok(Event::Batch(batch.context("the thread that follows the objects has ended")?))
+                Ok(Event::Batch(batch.context("what follows the objects has ended")?))
             }
             () = tick => Ok(Event::Tick),
             _ = self.terminate.recv() => Ok(Event::Shutdown),

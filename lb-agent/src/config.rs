@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf};
 
-use crate::tables::set::Capacities;
+use crate::{source::kube::access::Access, tables::set::Capacities};
 
 /// Where pins lie unless told otherwise.
 pub const PIN_PATH: &str = "/sys/fs/bpf/nearhop";
@@ -10,8 +10,7 @@ pub const PIN_PATH: &str = "/sys/fs/bpf/nearhop";
 /// How one agent runs.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The folder of objects.
-    pub objects: PathBuf,
+    pub source: Source,
     pub node: String,
     /// Overrides the zone of the Node object.
     pub zone: Option<String>,
@@ -19,6 +18,13 @@ pub struct Config {
     pub cgroup: Option<PathBuf>,
     pub pin_path: PathBuf,
     pub capacities: GivenCapacities,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Folder(PathBuf),
+    ApiServer(Access),
 }
 
 /// Capacities by hand, where given.
@@ -43,11 +49,14 @@ impl GivenCapacities {
     }
 }
 
-/// What to log, in the syntax of `RUST_LOG`: the flag, else the variable, else `info`.
+/// `info`, without what the watches log for each try: the agent says it once, as a problem.
+const LOG: &str = "info,kube_runtime=off,kube_client=off";
+
+/// What to log, in the syntax of `RUST_LOG`: the flag, else the variable, else [`LOG`].
 #[must_use]
 pub fn log_filter(flag: Option<&str>) -> String {
     let variable = || env::var("RUST_LOG").ok();
     flag.map(str::to_owned)
         .or_else(variable)
-        .unwrap_or_else(|| "info".to_owned())
+        .unwrap_or_else(|| LOG.to_owned())
 }

@@ -7,19 +7,19 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     agent,
-    config::{self, Config, GivenCapacities, PIN_PATH},
+    config::{self, Config, GivenCapacities, PIN_PATH, Source},
+    source::kube::access::Access,
 };
 
-/// Keep the kernel's tables equal to a folder of Kubernetes objects
+/// Keep the kernel's tables equal to what a cluster, or a folder of its objects, says
 ///
 /// Translates connections to ClusterIPs of every process below the cgroup. Stays in the foreground;
 /// SIGTERM and SIGINT end it, and what is programmed keeps serving. A restarted agent adopts it.
 #[derive(Clone, Debug, Parser)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// A folder of Service, EndpointSlice, Node and ServiceCIDR objects in YAML or JSON, followed
-    #[arg(long, value_name = "DIR")]
-    objects: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// This node's name, as nodeName and node hints write it
     #[arg(long, value_name = "NAME")]
     node: String,
@@ -36,6 +36,36 @@ pub struct Args {
     capacities: Capacities,
     #[command(flatten)]
     log: Log,
+}
+
+/// One source; without any flag, the API server of the cluster whose pod this is.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    next_help_heading = "Where objects come from (default: the API server, by the ServiceAccount of this pod)"
+)]
+struct SourceArgs {
+    /// A folder of Service, EndpointSlice, Node and ServiceCIDR objects in YAML or JSON, followed
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kubeconfig", "api_server"])]
+    objects: Option<PathBuf>,
+    /// The API server that this file's current context names
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The API server's address, whatever the kubeconfig or the pod's environment says: without kube-proxy,
+    /// the address of the Service "kubernetes" is not reachable before this agent serves it
+    #[arg(long, value_name = "URL")]
+    api_server: Option<String>,
+}
+
+impl SourceArgs {
+    fn source(self) -> Source {
+        match self.objects {
+            Some(path) => Source::Folder(path),
+            None => Source::ApiServer(Access {
+                kubeconfig: self.kubeconfig,
+                api_server: self.api_server,
+            }),
+        }
+    }
 }
 
 /// Sizes of new maps. By default the power of two above twice what the first objects need; adopted maps
@@ -60,7 +90,7 @@ struct Capacities {
 #[derive(Clone, Debug, Parser)]
 #[command(next_help_heading = "Log, on standard error")]
 struct Log {
-    /// What to log: error, warn, info, debug, trace, or as in RUST_LOG [default: RUST_LOG, or info]
+    /// What to log: error, warn, info, debug, trace, or as in RUST_LOG [default: RUST_LOG, or info without the watches' own log]
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
     /// How to write it
@@ -81,6 +111,12 @@ Examples:
   Serve the objects in a folder on this node:
     lb-agent run --objects /etc/nearhop --node node-1
 
+  Serve what a cluster says, from outside of it or as a static pod:
+    lb-agent run --kubeconfig /etc/nearhop/kubeconfig --node node-1
+
+  In a pod of a cluster that has no kube-proxy:
+    lb-agent run --api-server https://192.0.2.10:6443 --node \"$NODE_NAME\"
+
   Only for the processes below one cgroup, beside another instance:
     lb-agent run --objects DIR --node a --cgroup /sys/fs/cgroup/a --pin-path /sys/fs/bpf/a
 
@@ -91,7 +127,7 @@ Exit codes:
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     start_log(&args.log)?;
     agent::run(&Config {
-        objects: args.objects,
+        source: args.source.source(),
         node: args.node.trim().to_lowercase(),
         zone: args.zone.filter(|zone| !zone.is_empty()),
         cgroup: args.cgroup,
