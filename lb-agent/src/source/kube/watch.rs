@@ -221,3 +221,114 @@ pub(super) fn chain(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use k8s_openapi::api::core::v1::Service;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::{TcpListener, TcpStream},
+        time::Instant,
+    };
+
+    use super::*;
+
+    const EMPTY_LIST: &str =
+        r#"{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":"7"},"items":[]}"#;
+    const TOO_OLD: &str = r#"{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"Expired","message":"too old","code":410}}"#;
+
+    /// A server whose lists are empty, and whose watches say this line, if any, and then nothing.
+    async fn server(line: &'static str) -> Config {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        task::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                task::spawn(answer(client, line));
+            }
+        });
+        Config::new(url.parse().unwrap())
+    }
+
+    async fn answer(mut client: TcpStream, line: &str) {
+        let mut request = [0; 4096];
+        while let Ok(read @ 1..) = client.read(&mut request).await {
+            let is_watch = String::from_utf8_lossy(&request[..read]).contains("watch=true");
+            let answer = match (is_watch, line) {
+                (false, _) => format!("content-length: {}\r\n\r\n{EMPTY_LIST}", EMPTY_LIST.len()),
+                (true, "") => "transfer-encoding: chunked\r\n\r\n".to_owned(),
+                (true, line) => {
+                    let len = line.len() + 1;
+                    format!("transfer-encoding: chunked\r\n\r\n{len:x}\r\n{line}\n\r\n")
+                }
+            };
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n";
+            client
+                .write_all(format!("{head}{answer}").as_bytes())
+                .await
+                .unwrap();
+        }
+    }
+
+    fn start(access: &Config) -> mpsc::Receiver<Told> {
+        let (told, news) = mpsc::channel(1);
+        let watch = Watch::new(Kind::Service, access, told).unwrap();
+        let _list_again = watch.start::<Service>(watcher::Config::default(), api::service::convert);
+        news
+    }
+
+    async fn next(news: &mut mpsc::Receiver<Told>) -> String {
+        let (_, news) = news.recv().await.expect("the watch goes on");
+        format!("{news:?}")
+    }
+
+    #[tokio::test]
+    async fn a_silent_server_is_given_up_and_asked_again() {
+        let mut news = start(&server("").await);
+        assert_eq!(next(&mut news).await, "ListBegins");
+        assert_eq!(next(&mut news).await, "ListEnds");
+
+        time::pause();
+        let before = Instant::now();
+        let failed = next(&mut news).await;
+        let silent = before.elapsed();
+        time::resume();
+
+        assert!(failed.contains("timed out"), "{failed}");
+        assert!(
+            silent >= SILENCE_MAX && silent < SILENCE_MAX * 2,
+            "{silent:?}"
+        );
+        assert_eq!(next(&mut news).await, "Answered");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_forgotten_where_we_were_is_asked_for_a_new_list() {
+        let mut news = start(&server(TOO_OLD).await);
+        for _ in 0..2 {
+            assert_eq!(next(&mut news).await, "ListBegins");
+            assert_eq!(next(&mut news).await, "ListEnds");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_refuses_is_asked_ever_more_seldom() {
+        let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let url = format!("http://{}", closed.local_addr().unwrap());
+        drop(closed);
+        let mut news = start(&Config::new(url.parse().unwrap()));
+
+        time::pause();
+        let before = Instant::now();
+        for _ in 0..8 {
+            assert_eq!(next(&mut news).await, "ListBegins");
+            let failed = next(&mut news).await;
+            assert!(failed.contains("onnect"), "{failed}");
+        }
+
+        // Doubling from 0.8 s to 30 s, and up to as long again at random.
+        let took = before.elapsed().as_secs();
+        assert!((75..=170).contains(&took), "{took} s");
+    }
+}
