@@ -66,6 +66,7 @@ pub struct KubeError {
 pub fn follow(access: &Config, node: &str) -> Result<mpsc::Receiver<Batch>, KubeError> {
     let (told, news) = mpsc::channel(NEWS);
     let server = access.cluster_url.to_string();
+    let server = server.trim_end_matches('/').to_owned();
     let lists = watch_all(access, node, &told).map_err(|error| KubeError {
         server: server.clone(),
         error,

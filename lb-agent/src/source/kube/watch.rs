@@ -47,6 +47,8 @@ pub(super) struct Watch {
     list_again: Arc<Notify>,
     backoff: DefaultBackoff,
     failing: bool,
+    /// Why there is no answer, as first told: the words differ from try to try, and the problem not.
+    no_answer: Option<String>,
 }
 
 impl Watch {
@@ -72,6 +74,7 @@ impl Watch {
             list_again: Arc::default(),
             backoff: DefaultBackoff::default(),
             failing: false,
+            no_answer: None,
         })
     }
 
@@ -107,7 +110,7 @@ impl Watch {
                     Err(error) => self.failed(&error).await?,
                 },
                 Ok(()) = self.answers.changed(), if self.failing => {
-                    self.failing = false;
+                    self.recovered();
                     self.tell(News::Answered).await?;
                 }
                 () = self.list_again.notified() => return Ok(()),
@@ -133,8 +136,13 @@ impl Watch {
             Event::Delete(object) => News::Deleted(api::key_of(self.kind, object.meta())),
         };
         self.backoff.reset();
-        self.failing = false;
+        self.recovered();
         self.tell(news).await
+    }
+
+    fn recovered(&mut self) {
+        self.failing = false;
+        self.no_answer = None;
     }
 
     /// Tells of the failure, and waits before the watcher tries again.
@@ -145,7 +153,8 @@ impl Watch {
             Some(404) if self.kind == Kind::ServiceCidr => self.tell(News::NoSuchKind).await?,
             _ => {
                 self.failing = true;
-                self.tell(News::Failed(self.why(error))).await?;
+                let why = self.why(error);
+                self.tell(News::Failed(why)).await?;
             }
         }
         let pause = self.backoff.next().unwrap_or_default();
@@ -155,7 +164,7 @@ impl Watch {
     }
 
     /// What failed and what to do, in the words that the server, or the lack of one, gives.
-    fn why(&self, error: &watcher::Error) -> String {
+    fn why(&mut self, error: &watcher::Error) -> String {
         let kind = self.kind;
         match status_of(error) {
             Some(401) => {
@@ -166,7 +175,11 @@ impl Watch {
             Some(404) => {
                 format!("the server has no {kind}s (404); check the address of the server")
             }
-            _ => chain(error.source().unwrap_or(error)),
+            Some(_) => chain(error.source().unwrap_or(error)),
+            None => {
+                let why = || chain(error.source().unwrap_or(error));
+                self.no_answer.get_or_insert_with(why).clone()
+            }
         }
     }
 
