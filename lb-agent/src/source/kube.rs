@@ -123,6 +123,7 @@ impl Gather {
     async fn run(mut self, batches: mpsc::Sender<Batch>) {
         loop {
             self.fold_what_is_there().await;
+            self.warn_while_incomplete();
             let has_news = self.fold.has_news();
             tokio::select! {
                 told = self.news.recv() => match told {
@@ -135,6 +136,17 @@ impl Gather {
                 },
             }
         }
+    }
+
+    /// An incomplete list is no batch: where nothing serves yet, the agent starts with the first one.
+    fn warn_while_incomplete(&mut self) {
+        if self.fold.is_complete() || !self.fold.has_news() {
+            return;
+        }
+        for problem in self.fold.take_batch().problems {
+            warn!("{problem}");
+        }
+        warn!("waiting until every list is complete; nothing is changed until then");
     }
 
     /// What comes together is programmed together: a long list, or the slices of one roll-out.

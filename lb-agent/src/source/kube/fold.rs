@@ -160,7 +160,9 @@ impl Fold {
         self.watches.entry(kind).or_default()
     }
 
-    fn is_complete(&self) -> bool {
+    /// Whether every kind was listed once.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
         self.watches.values().all(|watch| watch.complete)
     }
 
