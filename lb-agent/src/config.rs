@@ -52,7 +52,7 @@ impl GivenCapacities {
 /// `info`, without what the watches log for each try: the agent says it once, as a problem.
 const LOG: &str = "info,kube_runtime=off,kube_client=off";
 
-/// What to log, in the syntax of `RUST_LOG`: the flag, else the variable, else [`LOG`].
+/// What to log, in the syntax of `RUST_LOG`: the flag, else the variable, else `info` for our own words.
 #[must_use]
 pub fn log_filter(flag: Option<&str>) -> String {
     let variable = || env::var("RUST_LOG").ok();
