@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
     process,
@@ -21,7 +22,7 @@ use crate::{
     cgroup, must,
     netns::{self, Netns},
     objects::Objects,
-    veth,
+    veth, wait,
     worker::{Place, Worker, lock},
 };
 
@@ -243,10 +244,15 @@ fn remove_dir(dir: &Path) -> anyhow::Result<()> {
         // Not mounted if making the lab failed early; then the folder goes like any other.
         let _ = unmount(&bpffs, UnmountFlags::DETACH);
     }
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))?;
-    }
-    Ok(())
+    // Again until it is gone: another thread may be about to write a file into it.
+    wait::until(
+        &format!("{} to be gone", dir.display()),
+        wait::PATIENCE,
+        || match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        },
+    )
 }
 
 /// A simulated node: the cgroup that its agent attaches to and its pods live in.
