@@ -127,7 +127,8 @@ fn boot(kernel: &Kernel, mode: &Mode, image: &Path, initrd: &Path) -> Result<Tal
 
 fn boot_once(kernel: &Kernel, mode: &Mode, image: &Path, initrd: &Path) -> Result<Guest> {
     let mut qemu = Command::new("qemu-system-x86_64");
-    qemu.args(["-accel", "tcg", "-m", "768", "-no-reboot", "-nic", "none"]);
+    // Half of the memory holds the unpacked programs, a few hundred MB with what debuggers want of them.
+    qemu.args(["-accel", "tcg", "-m", "2048", "-no-reboot", "-nic", "none"]);
     // With -nographic the firmware would write its screen into the guest's first line.
     qemu.args(["-display", "none", "-serial", "stdio"]);
     qemu.args(["-smp", &mode.cpus.to_string()]);

@@ -35,7 +35,8 @@ pub struct BpfMaps {
     service_cidrs: Cells<ServiceCidr>,
     counters: PerCpuArray<MapData, u64>,
     status: Cells<Status>,
-    grace: Grace,
+    /// Made for the first wait: who only reads needs none, nor the locked memory that it counts as.
+    grace: Option<Grace>,
 }
 
 impl BpfMaps {
@@ -62,7 +63,7 @@ impl BpfMaps {
             counters: PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map(names::COUNTERS)?))
                 .context(names::COUNTERS)?,
             status: cells(names::STATUS, map(names::STATUS))?,
-            grace: Grace::new().context("making a map to wait for kernel readers by")?,
+            grace: None,
         })
     }
 
@@ -134,6 +135,13 @@ impl BpfMaps {
         (base..)
             .zip(slots)
             .try_for_each(|(at, slot)| self.slots.write(at, slot))
+    }
+
+    fn wait_for_readers(&mut self) -> io::Result<()> {
+        match &mut self.grace {
+            Some(grace) => grace.wait(),
+            None => self.grace.insert(Grace::new()?).wait(),
+        }
     }
 
     fn put_frontend(&mut self, key: FrontendKey, frontend: Frontend) -> Result<(), StoreError> {
@@ -218,7 +226,7 @@ impl MapStore for BpfMaps {
     }
 
     fn grace(&mut self) -> Result<(), StoreError> {
-        in_map("the grace period", self.grace.wait())
+        in_map("the grace period", self.wait_for_readers())
     }
 
     fn dump(&self) -> Result<TableSet, StoreError> {
