@@ -7,9 +7,11 @@ pub mod run;
 pub mod services;
 pub mod status;
 
-use std::{io, process::ExitCode};
+use std::{io, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::PIN_PATH;
 
 /// A kube-proxy replacement that keeps Service traffic near
 #[derive(Debug, Parser)]
@@ -36,6 +38,17 @@ pub enum Output {
     Table,
     /// For programs
     Json,
+}
+
+/// What every command takes that looks at the pins.
+#[derive(Clone, Debug, Args)]
+struct Pinned {
+    /// Where maps and links are pinned
+    #[arg(long, value_name = "DIR", default_value = PIN_PATH)]
+    pin_path: PathBuf,
+    /// How to print it
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Output,
 }
 
 /// The exit code where there is nothing to look at.

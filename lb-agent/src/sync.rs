@@ -176,10 +176,6 @@ impl<S: MapStore> Engine<S> {
         &self.store
     }
 
-    pub fn store_mut(&mut self) -> &mut S {
-        &mut self.store
-    }
-
     /// Programs what is wanted. `report` counts also what was done before an error.
     ///
     /// # Errors

@@ -1,14 +1,13 @@
 //! `lb-agent cleanup`: the way back to a machine without nearhop.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser;
 use serde_json::json;
 
 use crate::{
-    cli::Output,
-    config::PIN_PATH,
+    cli::{Output, Pinned},
     datapath::{BpfMaps, Pins, process},
 };
 
@@ -19,12 +18,8 @@ use crate::{
 #[derive(Clone, Debug, Parser)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Where maps and links are pinned
-    #[arg(long, value_name = "DIR", default_value = PIN_PATH)]
-    pin_path: PathBuf,
-    /// How to print it
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Output,
+    #[command(flatten)]
+    pinned: Pinned,
 }
 
 const EXAMPLES: &str = "\
@@ -37,13 +32,13 @@ Exit codes:
   1  something could not be removed, and the error says what";
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let pins = Pins::new(&args.pin_path);
+    let pins = Pins::new(&args.pinned.pin_path);
     let agent = BpfMaps::open_pinned(&pins).and_then(|maps| maps.status());
     let running = agent.ok().filter(|status| process::is_agent(status.pid));
     let removed = pins.remove_all()?;
 
     let mut out = anstream::stdout().lock();
-    match args.output {
+    match args.pinned.output {
         Output::Json => {
             let running = running.map(|status| status.pid);
             let document = json!({ "removed": removed, "running_agent": running });
@@ -54,7 +49,11 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
                 writeln!(out, "removed {}", path.display())?;
             }
             if removed.is_empty() {
-                writeln!(out, "nothing to remove at {}", args.pin_path.display())?;
+                writeln!(
+                    out,
+                    "nothing to remove at {}",
+                    args.pinned.pin_path.display()
+                )?;
             }
             if let Some(status) = running {
                 anstream::eprintln!(

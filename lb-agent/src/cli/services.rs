@@ -3,14 +3,13 @@
 mod json;
 mod table;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
 
 use crate::{
-    cli::{NOT_INSTALLED, Output},
-    config::PIN_PATH,
+    cli::{NOT_INSTALLED, Output, Pinned},
     datapath::{BpfMaps, Pins, store::MapStore},
     tables::dump,
 };
@@ -21,12 +20,8 @@ use crate::{
 #[derive(Clone, Debug, Parser)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Where maps and links are pinned
-    #[arg(long, value_name = "DIR", default_value = PIN_PATH)]
-    pin_path: PathBuf,
-    /// How to print it
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Output,
+    #[command(flatten)]
+    pinned: Pinned,
 }
 
 const EXAMPLES: &str = "\
@@ -41,14 +36,14 @@ Exit codes:
   3  nothing is installed";
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let pins = Pins::new(&args.pin_path);
+    let pins = Pins::new(&args.pinned.pin_path);
     if !pins.folder().exists() {
         anstream::eprintln!("nothing is installed at {}", pins.root().display());
         return Ok(ExitCode::from(NOT_INSTALLED));
     }
     let services = dump::services(&BpfMaps::open_pinned(&pins)?.dump()?);
     let mut out = anstream::stdout().lock();
-    match args.output {
+    match args.pinned.output {
         Output::Table => table::write(&services, &mut out)?,
         Output::Json => json::write(&services, &mut out)?,
     }

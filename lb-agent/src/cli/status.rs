@@ -11,8 +11,7 @@ use lb_common::tables::{Status as Cell, names};
 use serde::Serialize;
 
 use crate::{
-    cli::{NOT_INSTALLED, Output},
-    config::PIN_PATH,
+    cli::{NOT_INSTALLED, Output, Pinned},
     datapath::{
         BpfMaps, Pins,
         attach::{PROGRAMS, attached},
@@ -28,12 +27,8 @@ use crate::{
 #[derive(Clone, Debug, Parser)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Where maps and links are pinned
-    #[arg(long, value_name = "DIR", default_value = PIN_PATH)]
-    pin_path: PathBuf,
-    /// How to print it
-    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
-    output: Output,
+    #[command(flatten)]
+    pinned: Pinned,
 }
 
 const EXAMPLES: &str = "\
@@ -98,10 +93,10 @@ struct Usage {
 }
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let pins = Pins::new(&args.pin_path);
+    let pins = Pins::new(&args.pinned.pin_path);
     let mut out = anstream::stdout().lock();
     if !pins.folder().exists() {
-        match args.output {
+        match args.pinned.output {
             Output::Json => writeln!(out, "{:#}", not_installed(&pins))?,
             Output::Table => {
                 writeln!(out, "nothing is installed at {}", pins.root().display())?;
@@ -110,7 +105,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::from(NOT_INSTALLED));
     }
     let status = Status::read(&pins)?;
-    match args.output {
+    match args.pinned.output {
         Output::Json => writeln!(out, "{}", serde_json::to_string_pretty(&status)?)?,
         Output::Table => table::write(&status, &mut out)?,
     }

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use lb_common::{
-    addr::{Proto, socket_addr},
+    addr::{Port, Proto, socket_addr},
     select::Tables,
     tables::{
         Backend, BackendIndex, Frontend, FrontendKey, List, Locality, Membership, Ring,
@@ -73,7 +73,7 @@ impl fmt::Display for BackendView {
         write!(
             f,
             "{} zone={zone} {}",
-            socket_addr(self.cell.addr, lb_common::addr::Port(self.cell.port)),
+            socket_addr(self.cell.addr, Port(self.cell.port)),
             locality_name(self.locality)
         )
     }
@@ -168,7 +168,7 @@ impl fmt::Display for ServiceView {
             } else {
                 "Cluster"
             };
-            let addr = socket_addr(key.addr, lb_common::addr::Port(key.port));
+            let addr = socket_addr(key.addr, Port(key.port));
             writeln!(f, "  {addr} {} policy={policy}", Proto(key.proto))?;
         }
         for (list, view) in [(List::Cluster, &self.cluster), (List::Local, &self.local)] {
