@@ -194,6 +194,7 @@ fn services() -> impl Strategy<Value = Service> {
                     internal_policy,
                     external_policy,
                     affinity_secs,
+                    asks: None,
                 }
             },
         )

@@ -42,6 +42,9 @@ ports: [{name: http, port: 8080}]
 endpoints: [{addresses: ['fd00::9'], nodeName: node-1}]
 ";
 
+const ASKING: &str = "metadata:
+  {name: web, namespace: shop, annotations: {service.kubernetes.io/topology-mode: Auto}}";
+
 const JSON: &str = r#"{
   "services": [
     {
@@ -81,7 +84,9 @@ const JSON: &str = r#"{
           ],
           "reason": "cluster: ready, hinted for zone a; not local: not on this node"
         }
-      ]
+      ],
+      "hints": "zone",
+      "why_no_hints": null
     },
     {
       "namespace": "shop",
@@ -118,7 +123,9 @@ const JSON: &str = r#"{
           ],
           "reason": "cluster: ready; local: ready on this node"
         }
-      ]
+      ],
+      "hints": "none",
+      "why_no_hints": null
     }
   ]
 }
@@ -184,6 +191,36 @@ fn a_given_zone_overrides_the_nodes() {
     let table = text(output.stdout);
     assert!(table.contains("→ 10.0.0.10:8080  cluster "), "{table}");
     assert!(!table.contains("→ 10.0.0.9:8080   cluster "), "{table}");
+}
+
+#[test]
+fn a_zone_without_endpoints_and_a_service_without_hints_are_told_at_the_service() {
+    let dir = objects();
+    let uneven = OBJECTS
+        .replace("metadata: {name: web, namespace: shop}", ASKING)
+        .replace(", hints: {forZones: [{name: a}]}", ", zone: a")
+        .replace(", hints: {forZones: [{name: c}]}", ", zone: c");
+    fs::write(dir.path().join("web.yaml"), uneven).unwrap();
+    let missing = plan(dir.path(), &["--node", "node-1"]);
+    let uncovered = plan(objects().path(), &["--node", "node-1", "--zone", "b"]);
+
+    let missing = text(missing.stdout);
+    assert!(
+        missing.contains(
+            "  no hints: topology-mode Auto found the endpoints too few or too uneven \
+             (zone a: 1, zone c: 1); see the events of the Service\n"
+        ),
+        "{missing}"
+    );
+    assert!(
+        missing.contains("  no hints: [fd00::9]:8080 has no zone, as its Node has none\n"),
+        "{missing}"
+    );
+    let uncovered = text(uncovered.stdout);
+    assert!(
+        uncovered.contains("  zone hints ignored: no ready endpoint is hinted for zone b\n"),
+        "{uncovered}"
+    );
 }
 
 #[test]

@@ -286,7 +286,7 @@ pub struct Service {
     pub local: Ring,
     /// `sessionAffinityConfig.clientIP.timeoutSeconds`; 0: no affinity.
     pub affinity_secs: u32,
-    /// [`Service::INTERNAL_LOCAL`], [`Service::EXTERNAL_LOCAL`].
+    /// [`Service::INTERNAL_LOCAL`], [`Service::EXTERNAL_LOCAL`], and [`Hints`] for people.
     pub flags: u32,
 }
 
@@ -297,6 +297,8 @@ impl Service {
     pub const INTERNAL_LOCAL: u32 = 1;
     /// Flag: `externalTrafficPolicy: Local`, and the Service has an external address.
     pub const EXTERNAL_LOCAL: u32 = 2;
+    /// The flags that say which list answers.
+    pub const POLICIES: u32 = Self::INTERNAL_LOCAL | Self::EXTERNAL_LOCAL;
 
     /// The ring of a list.
     #[must_use]
@@ -305,6 +307,65 @@ impl Service {
             List::Cluster => self.cluster,
             List::Local => self.local,
         }
+    }
+}
+
+/// What became of topology hints at a Service port: the second byte of [`Service::flags`]. For people,
+/// who ask why traffic crosses zones; no program reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Hints {
+    /// Nobody asked for any, and there are none.
+    None = 0,
+    /// Followed: what is hinted for this node.
+    Node = 1,
+    /// Followed: what is hinted for this zone.
+    Zone = 2,
+    /// Ignored: this node has no zone.
+    NodeHasNoZone = 3,
+    /// Ignored: a ready endpoint has no zone hint, and others have.
+    EndpointUnhinted = 4,
+    /// Ignored: no ready endpoint is hinted for this zone.
+    ZoneUncovered = 5,
+    /// Ignored: a ready endpoint has no node hint, and others have.
+    EndpointUnhintedNode = 6,
+    /// Ignored: no ready endpoint is hinted for this node.
+    NodeUncovered = 7,
+    /// Asked for and not given: a ready endpoint has no zone.
+    EndpointHasNoZone = 8,
+    /// Asked for by `topology-mode: Auto` and not given: too few endpoints, or too unevenly spread.
+    Uneven = 9,
+    /// Asked for and not given.
+    NotGiven = 10,
+}
+
+impl Hints {
+    /// All of them, by number.
+    pub const ALL: [Self; 11] = [
+        Self::None,
+        Self::Node,
+        Self::Zone,
+        Self::NodeHasNoZone,
+        Self::EndpointUnhinted,
+        Self::ZoneUncovered,
+        Self::EndpointUnhintedNode,
+        Self::NodeUncovered,
+        Self::EndpointHasNoZone,
+        Self::Uneven,
+        Self::NotGiven,
+    ];
+
+    /// As a part of [`Service::flags`].
+    #[must_use]
+    pub const fn as_flags(self) -> u32 {
+        u32::from_le_bytes([0, self as u8, 0, 0])
+    }
+
+    /// From [`Service::flags`]; `None` for a number that only another version knows.
+    #[must_use]
+    pub fn of(flags: u32) -> Option<Self> {
+        let [_, number, ..] = flags.to_le_bytes();
+        Self::ALL.get(usize::from(number)).copied()
     }
 }
 

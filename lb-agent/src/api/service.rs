@@ -10,12 +10,17 @@ use crate::{
     model::{
         name::{Family, ServiceName},
         object::{Kind, Object},
-        service::{Cidr, Half, Policy, PortSpec, Service},
+        service::{Asks, Cidr, Half, Policy, PortSpec, Service},
     },
 };
 
 /// Any value of it gives a Service to another proxy.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// The annotation by which a Service asks for hints, older name first.
+const HINTS: [&str; 2] = [
+    "service.kubernetes.io/topology-aware-hints",
+    "service.kubernetes.io/topology-mode",
+];
 /// The API server's default for `timeoutSeconds`, and its upper bound.
 const AFFINITY_SECS: u32 = 10_800;
 const AFFINITY_SECS_MAX: u32 = 86_400;
@@ -39,6 +44,7 @@ pub fn convert(service: &core::Service) -> Result<Converted, Rejected> {
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy: external_policy(&spec),
         affinity_secs: affinity_secs(&spec, &mut salvage),
+        asks: asks(service, &spec),
     });
     Ok(salvage.into_converted(Some(object)))
 }
@@ -210,6 +216,20 @@ fn external_policy(spec: &core::ServiceSpec) -> Policy {
         Some("NodePort" | "LoadBalancer") => policy(spec.external_traffic_policy.as_deref()),
         _ if has_external_ips => policy(spec.external_traffic_policy.as_deref()),
         _ => Policy::Cluster,
+    }
+}
+
+/// As the control plane reads it: the older annotation wins over the newer one, and either over the field.
+fn asks(service: &core::Service, spec: &core::ServiceSpec) -> Option<Asks> {
+    let annotations = service.metadata.annotations.as_ref();
+    let mode = annotations.and_then(|all| HINTS.iter().find_map(|key| all.get(*key)));
+    if let Some("Auto" | "auto") = mode.map(String::as_str) {
+        return Some(Asks::Auto);
+    }
+    match spec.traffic_distribution.as_deref() {
+        Some("PreferClose" | "PreferSameZone") => Some(Asks::SameZone),
+        Some("PreferSameNode") => Some(Asks::SameNode),
+        Some(_) | None => None,
     }
 }
 

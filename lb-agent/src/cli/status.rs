@@ -18,7 +18,10 @@ use crate::{
         cgroup, process,
         store::MapStore,
     },
-    tables::TableSet,
+    tables::{
+        TableSet,
+        dump::{self, hints_name},
+    },
 };
 
 /// Show what is installed on this node and whether it is well
@@ -76,6 +79,8 @@ struct Status {
     services: usize,
     frontends: usize,
     backends: usize,
+    /// Service ports by what became of topology hints.
+    hints: BTreeMap<&'static str, usize>,
     maps: BTreeMap<&'static str, Usage>,
     counters: BTreeMap<&'static str, u64>,
     /// The attached ones.
@@ -152,6 +157,7 @@ impl Status {
                 .filter(|key| !key.is_address())
                 .count(),
             backends: used_backends(&tables),
+            hints: hints(&tables),
             maps: usage(&tables),
             counters: maps.counters()?,
             programs: attached.iter().map(|link| link.program).collect(),
@@ -172,6 +178,15 @@ fn used_services(tables: &TableSet) -> usize {
         .iter()
         .filter(|name| !name.text.is_empty())
         .count()
+}
+
+/// The word is that of `services -o json`.
+fn hints(tables: &TableSet) -> BTreeMap<&'static str, usize> {
+    let mut hints = BTreeMap::new();
+    for service in dump::services(tables) {
+        *hints.entry(hints_name(service.hints)).or_default() += 1;
+    }
+    hints
 }
 
 fn used_backends(tables: &TableSet) -> usize {

@@ -3,14 +3,20 @@
 //! A list is never computed apart from its reasons: an endpoint is in a list exactly if its [`Why`]
 //! for that list says so, so what an operator reads is what the kernel does.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use lb_common::{
     addr::{Addr, Port},
-    tables::List,
+    tables::{Hints, List},
 };
 
-use crate::model::endpoint::{Endpoint, EndpointAddr, Merged};
+use crate::model::{
+    endpoint::{Endpoint, EndpointAddr, Merged},
+    service::Asks,
+};
 
 /// The node for which we choose.
 #[derive(Clone, Copy, Debug)]
@@ -56,6 +62,28 @@ impl Choice {
             .filter(move |endpoint| endpoint.is_in(list))
     }
 
+    /// What became of hints, which only ever narrow the cluster list.
+    #[must_use]
+    pub fn hints(&self) -> Hints {
+        match self.uses.cluster {
+            true => self.topology.hints(),
+            false => Hints::None,
+        }
+    }
+
+    /// Why hints do not narrow the list though somebody gave them or asked for them.
+    #[must_use]
+    pub fn why_no_hints(&self) -> Option<String> {
+        if !self.uses.cluster {
+            return None;
+        }
+        match &self.topology {
+            Topology::Ignored(why) => Some(why.to_string()),
+            Topology::Missing(why) => Some(why.to_string()),
+            Topology::Unhinted | Topology::SameNode | Topology::SameZone(_) => None,
+        }
+    }
+
     #[must_use]
     pub fn is_empty(&self, list: List) -> bool {
         self.members(list).next().is_none()
@@ -98,10 +126,16 @@ impl Chosen {
     }
 }
 
-/// Choose. `endpoints` are all of this Service port and family.
+/// Choose. `endpoints` are all of this Service port and family; what the Service `asks` changes the
+/// reasons and never the choice.
 #[must_use]
-pub fn choose(endpoints: &Merged<'_>, viewer: Viewer<'_>, uses: Uses) -> Choice {
-    let topology = topology(endpoints, viewer);
+pub fn choose(
+    endpoints: &Merged<'_>,
+    viewer: Viewer<'_>,
+    uses: Uses,
+    asks: Option<Asks>,
+) -> Choice {
+    let topology = topology(endpoints, viewer, asks);
     let cluster = ClusterRule {
         topology: &topology,
         viewer,
@@ -156,6 +190,28 @@ pub enum Topology {
     SameZone(String),
     /// There are hints, and they cannot be followed.
     Ignored(Ignored),
+    /// The Service asks for hints, and no ready endpoint has one.
+    Missing(Missing),
+}
+
+impl Topology {
+    /// In one word, as the tables hold it.
+    #[must_use]
+    pub fn hints(&self) -> Hints {
+        match self {
+            Self::Unhinted => Hints::None,
+            Self::SameNode => Hints::Node,
+            Self::SameZone(_) => Hints::Zone,
+            Self::Ignored(Ignored::NoZone) => Hints::NodeHasNoZone,
+            Self::Ignored(Ignored::ZoneUnhinted(_)) => Hints::EndpointUnhinted,
+            Self::Ignored(Ignored::ZoneUncovered(_)) => Hints::ZoneUncovered,
+            Self::Ignored(Ignored::NodeUnhinted(_)) => Hints::EndpointUnhintedNode,
+            Self::Ignored(Ignored::NodeUncovered) => Hints::NodeUncovered,
+            Self::Missing(Missing::NoZone(_)) => Hints::EndpointHasNoZone,
+            Self::Missing(Missing::Auto { .. }) => Hints::Uneven,
+            Self::Missing(Missing::Other(_)) => Hints::NotGiven,
+        }
+    }
 }
 
 /// Why hints are not followed. One reason suffices to ignore all of them, so the first is told.
@@ -168,9 +224,21 @@ pub enum Ignored {
     NodeUncovered,
 }
 
+/// Why the control plane has given no hints, as far as the endpoints tell. It sees all Nodes, and this
+/// node does not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// This ready endpoint has no zone, because its Node has none.
+    NoZone(EndpointAddr),
+    /// `topology-mode: Auto`, with so many ready endpoints in each zone.
+    Auto { zones: BTreeMap<String, usize> },
+    /// Not yet given, or the slices are made by somebody who gives none.
+    Other(Asks),
+}
+
 /// Node hints first, then zone hints. Only ready endpoints have a say: one that is unready or
 /// draining neither vetoes the hints nor counts as an endpoint for this place.
-fn topology(endpoints: &Merged<'_>, viewer: Viewer<'_>) -> Topology {
+fn topology(endpoints: &Merged<'_>, viewer: Viewer<'_>, asks: Option<Asks>) -> Topology {
     let ready = || endpoints.iter().filter(|(_, endpoint)| endpoint.ready);
     let by_node = follow(
         ready().map(|(at, endpoint)| (*at, &endpoint.for_nodes)),
@@ -184,20 +252,42 @@ fn topology(endpoints: &Merged<'_>, viewer: Viewer<'_>) -> Topology {
     );
 
     match (by_node, by_zone) {
-        (Hints::Covered, _) => Topology::SameNode,
-        (_, Hints::Covered) => Topology::SameZone(zone.to_owned()),
-        (_, Hints::Missing(_) | Hints::Uncovered) if zone.is_empty() => {
+        (Places::Covered, _) => Topology::SameNode,
+        (_, Places::Covered) => Topology::SameZone(zone.to_owned()),
+        (_, Places::Missing(_) | Places::Uncovered) if zone.is_empty() => {
             Topology::Ignored(Ignored::NoZone)
         }
-        (_, Hints::Missing(at)) => Topology::Ignored(Ignored::ZoneUnhinted(at)),
-        (_, Hints::Uncovered) => Topology::Ignored(Ignored::ZoneUncovered(zone.to_owned())),
-        (Hints::Missing(at), Hints::None) => Topology::Ignored(Ignored::NodeUnhinted(at)),
-        (Hints::Uncovered, Hints::None) => Topology::Ignored(Ignored::NodeUncovered),
-        (Hints::None, Hints::None) => Topology::Unhinted,
+        (_, Places::Missing(at)) => Topology::Ignored(Ignored::ZoneUnhinted(at)),
+        (_, Places::Uncovered) => Topology::Ignored(Ignored::ZoneUncovered(zone.to_owned())),
+        (Places::Missing(at), Places::None) => Topology::Ignored(Ignored::NodeUnhinted(at)),
+        (Places::Uncovered, Places::None) => Topology::Ignored(Ignored::NodeUncovered),
+        (Places::None, Places::None) => unhinted(endpoints, asks),
     }
 }
 
-enum Hints {
+/// Without a ready endpoint nobody can have given a hint.
+fn unhinted(endpoints: &Merged<'_>, asks: Option<Asks>) -> Topology {
+    let ready = || endpoints.iter().filter(|(_, endpoint)| endpoint.ready);
+    let Some(asks) = asks.filter(|_| ready().next().is_some()) else {
+        return Topology::Unhinted;
+    };
+    if let Some((at, _)) = ready().find(|(_, endpoint)| endpoint.zone.is_none()) {
+        return Topology::Missing(Missing::NoZone(*at));
+    }
+    match asks {
+        Asks::Auto => {
+            let mut zones = BTreeMap::new();
+            for zone in ready().filter_map(|(_, endpoint)| endpoint.zone.clone()) {
+                *zones.entry(zone).or_default() += 1;
+            }
+            Topology::Missing(Missing::Auto { zones })
+        }
+        Asks::SameZone | Asks::SameNode => Topology::Missing(Missing::Other(asks)),
+    }
+}
+
+/// What the hints of one kind amount to.
+enum Places {
     /// Nobody has one.
     None,
     /// Some have one, and this endpoint does not.
@@ -212,17 +302,17 @@ enum Hints {
 fn follow<'a>(
     hints: impl Iterator<Item = (EndpointAddr, &'a BTreeSet<String>)> + Clone,
     here: &str,
-) -> Hints {
+) -> Places {
     if hints.clone().all(|(_, places)| places.is_empty()) {
-        return Hints::None;
+        return Places::None;
     }
     if let Some((at, _)) = hints.clone().find(|(_, places)| places.is_empty()) {
-        return Hints::Missing(at);
+        return Places::Missing(at);
     }
     if hints.clone().any(|(_, places)| places.contains(here)) {
-        return Hints::Covered;
+        return Places::Covered;
     }
-    Hints::Uncovered
+    Places::Uncovered
 }
 
 /// Membership of the cluster list.
@@ -247,7 +337,7 @@ impl ClusterRule<'_> {
 
     fn by_hints(&self, endpoint: &Endpoint) -> Why {
         match self.topology {
-            Topology::Unhinted => Why::Ready,
+            Topology::Unhinted | Topology::Missing(_) => Why::Ready,
             Topology::Ignored(ignored) => Why::ReadyHintsIgnored(ignored.clone()),
             Topology::SameNode if endpoint.for_nodes.contains(self.viewer.node) => {
                 Why::HintedForNode
@@ -415,6 +505,29 @@ impl fmt::Display for Ignored {
     }
 }
 
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoZone(at) => write!(f, "no hints: {at} has no zone, as its Node has none"),
+            Self::Auto { zones } => {
+                let zones = zones
+                    .iter()
+                    .map(|(zone, count)| format!("zone {zone}: {count}"));
+                let zones = zones.collect::<Vec<_>>().join(", ");
+                write!(
+                    f,
+                    "no hints: topology-mode Auto found the endpoints too few or too uneven ({zones}); \
+                     see the events of the Service"
+                )
+            }
+            Self::Other(asks) => write!(
+                f,
+                "no hints: {asks} asks for them, and who makes the EndpointSlices gives none"
+            ),
+        }
+    }
+}
+
 /// `zone a`, or `zones a, b`.
 fn places(what: &str, names: &BTreeSet<String>) -> String {
     let plural = if names.len() == 1 { "" } else { "s" };
@@ -432,7 +545,7 @@ mod tests {
 
     use super::*;
 
-    /// An endpoint in a few words: conditions, `on NODE`, `zones A+B`, `nodes N+M`.
+    /// An endpoint in a few words: conditions, `on NODE`, `in ZONE`, `zones A+B`, `nodes N+M`.
     fn endpoint(text: &str) -> Endpoint {
         let words: Vec<_> = text.split(' ').collect();
         let after = |word| {
@@ -449,7 +562,7 @@ mod tests {
             serving: words.contains(&"draining"),
             terminating: words.contains(&"draining") || words.contains(&"terminated"),
             node: after("on").map(str::to_owned),
-            zone: None,
+            zone: after("in").map(str::to_owned),
             for_nodes: names("nodes"),
             for_zones: names("zones"),
         }
@@ -457,15 +570,19 @@ mod tests {
 
     /// The reasons for endpoints at `10.0.0.1:80`, `10.0.0.2:80` and so on, on node `me` in zone `a`.
     fn reasons(endpoints: &[&str], zone: Option<&str>, uses: Uses) -> Vec<String> {
+        let choice = choice(endpoints, zone, uses, None);
+        let chosen = choice.endpoints.iter();
+        chosen.map(|chosen| chosen.reason.to_string()).collect()
+    }
+
+    fn choice(endpoints: &[&str], zone: Option<&str>, uses: Uses, asks: Option<Asks>) -> Choice {
         let endpoints: Vec<_> = endpoints.iter().map(|text| endpoint(text)).collect();
         let at = |i: u8| EndpointAddr {
             addr: Addr::v4([10, 0, 0, i]),
             port: Port(80),
         };
         let merged: Merged<'_> = (1..).map(at).zip(&endpoints).collect();
-        let choice = choose(&merged, Viewer { node: "me", zone }, uses);
-        let chosen = choice.endpoints.iter();
-        chosen.map(|chosen| chosen.reason.to_string()).collect()
+        choose(&merged, Viewer { node: "me", zone }, uses, asks)
     }
 
     const CLUSTER: Uses = Uses {
@@ -596,6 +713,41 @@ mod tests {
         ];
         for (endpoints, zone, uses, expected) in cases {
             assert_eq!(reasons(endpoints, *zone, *uses), *expected, "{endpoints:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_that_asks_for_hints_and_has_none_says_why() {
+        for (endpoints, asks, expected) in [
+            (&["ready in a"][..], None, None),
+            (&["unready in a"], Some(Asks::Auto), None),
+            (&["ready in a zones a"], Some(Asks::Auto), None),
+            (
+                &["ready in a", "ready"],
+                Some(Asks::SameZone),
+                Some("no hints: 10.0.0.2:80 has no zone, as its Node has none"),
+            ),
+            (
+                &["ready in a", "ready in c", "ready in a", "unready"],
+                Some(Asks::Auto),
+                Some(
+                    "no hints: topology-mode Auto found the endpoints too few or too uneven \
+                     (zone a: 2, zone c: 1); see the events of the Service",
+                ),
+            ),
+            (
+                &["ready in a"],
+                Some(Asks::SameNode),
+                Some(
+                    "no hints: trafficDistribution: PreferSameNode asks for them, and who makes the \
+                     EndpointSlices gives none",
+                ),
+            ),
+        ] {
+            let choice = choice(endpoints, Some("a"), CLUSTER, asks);
+
+            let why = choice.why_no_hints();
+            assert_eq!(why.as_deref(), expected, "{endpoints:?} {asks:?}");
         }
     }
 

@@ -22,6 +22,28 @@ pub struct Service {
     pub external_policy: Policy,
     /// The timeout of `ClientIP` affinity; `None` without affinity.
     pub affinity_secs: Option<u32>,
+    /// What it asks of the control plane about topology.
+    pub asks: Option<Asks>,
+}
+
+/// What a Service asks of the control plane: to give its endpoints hints. Only the hints decide; this
+/// is to tell an operator that they are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Asks {
+    /// `service.kubernetes.io/topology-mode: Auto`, which overrides the other two.
+    Auto,
+    SameZone,
+    SameNode,
+}
+
+impl fmt::Display for Asks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "topology-mode: Auto",
+            Self::SameZone => "trafficDistribution: PreferSameZone",
+            Self::SameNode => "trafficDistribution: PreferSameNode",
+        })
+    }
 }
 
 /// The addresses of one family.

@@ -122,7 +122,7 @@ pub(crate) fn resolve<'a>(
         external_policy: service.external_policy,
         affinity_secs: service.affinity_secs,
         source_ranges: half.source_ranges.iter().copied().collect(),
-        choice: choose(&endpoints, viewer, uses(service, half, port)),
+        choice: choose(&endpoints, viewer, uses(service, half, port), service.asks),
     }
 }
 

@@ -341,6 +341,7 @@ mod tests {
             internal_policy,
             external_policy: Policy::Cluster,
             affinity_secs: None,
+            asks: None,
         })
     }
 

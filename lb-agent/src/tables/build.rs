@@ -151,6 +151,7 @@ fn flags(port: &ServicePort) -> u32 {
     let flag = |policy: Policy, flag: u32| if policy == Policy::Local { flag } else { 0 };
     flag(port.internal_policy, Service::INTERNAL_LOCAL)
         | flag(port.external_policy, Service::EXTERNAL_LOCAL)
+        | port.choice.hints().as_flags()
 }
 
 /// All that is wanted, and what of it the tables have not been compared with yet.

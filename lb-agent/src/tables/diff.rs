@@ -169,7 +169,7 @@ impl Work {
     fn place(&mut self, have: &mut Programmed, id: &ServicePortId, want: &DesiredPort) {
         let known = have.ports.get(id);
         let is_served = known.is_some();
-        let stays = known.is_some_and(|placed| placed.cell.flags == want.flags)
+        let stays = known.is_some_and(|placed| policies(placed.cell.flags) == policies(want.flags))
             && (!self.passing.contains(id)
                 || known.is_some_and(|placed| is_as_wanted(placed, want)));
         let place = if stays {
@@ -458,6 +458,11 @@ fn frontend(have: &Programmed, kind: Kind, id: &ServicePortId) -> Option<Fronten
         kind,
         placed.cell.flags & policy != 0,
     ))
+}
+
+/// Of the flags, those that no single word could change together with the lists.
+fn policies(flags: u32) -> u32 {
+    flags & Service::POLICIES
 }
 
 fn fresh(have: &mut Programmed) -> Option<Placed> {

@@ -7,7 +7,7 @@ use lb_common::{
     addr::{Port, Proto, socket_addr},
     select::Tables,
     tables::{
-        Backend, BackendIndex, Frontend, FrontendKey, List, Locality, Membership, Ring,
+        Backend, BackendIndex, Frontend, FrontendKey, Hints, List, Locality, Membership, Ring,
         ServiceIndex,
     },
 };
@@ -23,6 +23,7 @@ pub struct ServiceView {
     pub id: ServicePortId,
     pub index: ServiceIndex,
     pub affinity_secs: u32,
+    pub hints: Hints,
     pub frontends: Vec<(FrontendKey, Frontend)>,
     /// `None`: the port never uses this list.
     pub cluster: Option<ListView>,
@@ -90,6 +91,45 @@ pub fn locality_name(locality: Locality) -> &'static str {
     }
 }
 
+/// What became of topology hints, in one word.
+#[must_use]
+pub fn hints_name(hints: Hints) -> &'static str {
+    match hints {
+        Hints::None => "none",
+        Hints::Node => "node",
+        Hints::Zone => "zone",
+        Hints::NodeHasNoZone => "ignored-node-without-zone",
+        Hints::EndpointUnhinted => "ignored-endpoint-without-zone-hint",
+        Hints::ZoneUncovered => "ignored-no-endpoint-for-zone",
+        Hints::EndpointUnhintedNode => "ignored-endpoint-without-node-hint",
+        Hints::NodeUncovered => "ignored-no-endpoint-for-node",
+        Hints::EndpointHasNoZone => "missing-endpoint-without-zone",
+        Hints::Uneven => "missing-too-few-or-uneven",
+        Hints::NotGiven => "missing",
+    }
+}
+
+/// Why hints do not narrow the list, though somebody gave them or asked for them. `plan` knows more.
+#[must_use]
+pub fn why_no_hints(hints: Hints) -> Option<&'static str> {
+    Some(match hints {
+        Hints::None | Hints::Node | Hints::Zone => return None,
+        Hints::NodeHasNoZone => "zone hints ignored: this node has no zone",
+        Hints::EndpointUnhinted => "zone hints ignored: a ready endpoint has none",
+        Hints::ZoneUncovered => "zone hints ignored: no ready endpoint is hinted for this zone",
+        Hints::EndpointUnhintedNode => "node hints ignored: a ready endpoint has none",
+        Hints::NodeUncovered => "node hints ignored: no ready endpoint is hinted for this node",
+        Hints::EndpointHasNoZone => "no hints: a ready endpoint has no zone, as its Node has none",
+        Hints::Uneven => {
+            "no hints: topology-mode Auto found the endpoints too few or too uneven; see the events \
+             of the Service"
+        }
+        Hints::NotGiven => {
+            "no hints: the Service asks for them, and who makes the EndpointSlices gives none"
+        }
+    })
+}
+
 /// Every Service port, by name.
 #[must_use]
 pub fn services(tables: &TableSet) -> Vec<ServiceView> {
@@ -119,6 +159,7 @@ pub fn services(tables: &TableSet) -> Vec<ServiceView> {
                 id: parse_name(name)?,
                 index: ServiceIndex(index),
                 affinity_secs: cell.affinity_secs,
+                hints: Hints::of(cell.flags).unwrap_or(Hints::None),
                 frontends: frontends.remove(&index).unwrap_or_default(),
                 cluster: list_view(tables, cell.cluster),
                 local: list_view(tables, cell.local),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::{
     addr::{Addr, Port, Proto},
     select::{Decision, Draw, Flow, Origin, Remembered, select},
-    tables::{FrontendKey, Kind, Locality, Membership, Ring, Service},
+    tables::{FrontendKey, Hints, Kind, Locality, Membership, Ring, Service},
 };
 use proptest::{prelude::*, sample::subsequence};
 
@@ -316,6 +316,29 @@ fn a_backend_that_leaves_the_lists_keeps_its_flows_while_it_serves() {
         view(&tables)[&(frontend_key(1), false)],
         BTreeSet::from(["reject-no-endpoints".into()])
     );
+}
+
+#[test]
+fn what_is_told_of_hints_changes_in_place() {
+    let mut have = Programmed::restore(&TableSet::new(Capacities::default()));
+    let mut want = Desired::new();
+    let port = |hints: Hints| DesiredPort {
+        frontends: BTreeMap::from([(frontend_key(1), Kind::ClusterIp)]),
+        flags: Service::INTERNAL_LOCAL | hints.as_flags(),
+        affinity_secs: 0,
+        backends: BTreeMap::from([(backend_key(1), Membership::CLUSTER)]),
+        cluster_on_empty: Ring::REJECT,
+        local_on_empty: Ring::UNUSED,
+    };
+    for hints in Hints::ALL {
+        change(&mut want, &[(0, Some(port(hints)))]);
+        let ops = diff(&mut have, &mut want).ops;
+
+        let placed = have.ports().values().next().unwrap();
+        assert_eq!(Hints::of(placed.cell.flags), Some(hints));
+        let in_place = matches!(ops[..], [Op::PublishSettings { .. }]);
+        assert_eq!(in_place, hints != Hints::None, "{ops:?}");
+    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::{
         policy::Chosen,
         service_port::{Frontend, kind_name},
     },
+    tables::dump::hints_name,
 };
 
 pub(super) fn write(plan: &Plan, out: &mut impl Write) -> io::Result<()> {
@@ -40,6 +41,8 @@ struct Service {
     cluster: Option<Vec<String>>,
     local: Option<Vec<String>>,
     endpoints: Vec<EndpointEntry>,
+    hints: &'static str,
+    why_no_hints: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -70,6 +73,8 @@ impl From<&ServicePort> for Service {
             cluster: list(port, List::Cluster),
             local: list(port, List::Local),
             endpoints: endpoints(port),
+            hints: hints_name(port.choice.hints()),
+            why_no_hints: port.choice.why_no_hints(),
         }
     }
 }

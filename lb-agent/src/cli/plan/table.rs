@@ -22,6 +22,7 @@ use crate::{
 
 const HEAD: Style = Style::new().bold();
 const QUIET: Style = Style::new().dimmed();
+const WARN: Style = AnsiColor::Yellow.on_default();
 
 pub(super) fn write(plan: &Plan, out: &mut impl Write) -> io::Result<()> {
     let (node, ports) = (plan.model.node(), plan.services.len());
@@ -61,6 +62,9 @@ fn block(port: &ServicePort, out: &mut impl Write) -> io::Result<()> {
     let width = width(port.frontends.iter().map(frontend_address));
     for at in &port.frontends {
         frontend(port, at, width, out)?;
+    }
+    if let Some(why) = port.choice.why_no_hints() {
+        writeln!(out, "  {}", paint(WARN, why))?;
     }
     if port.choice.endpoints.is_empty() {
         writeln!(out, "  no endpoints")?;

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     model::service_port::kind_name,
-    tables::dump::{BackendView, ListView, ServiceView, locality_name},
+    tables::dump::{BackendView, ListView, ServiceView, hints_name, locality_name, why_no_hints},
 };
 
 pub(super) fn write(services: &[ServiceView], out: &mut impl Write) -> io::Result<()> {
@@ -44,6 +44,8 @@ struct Service<'a> {
     local: Option<List<'a>>,
     /// Take no new flows here, and may keep those they have.
     keeps_flows: Vec<Backend<'a>>,
+    hints: &'static str,
+    why_no_hints: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -80,6 +82,8 @@ impl<'a> Service<'a> {
             cluster: view.cluster.as_ref().map(List::of),
             local: view.local.as_ref().map(List::of),
             keeps_flows: view.kept.iter().map(Backend::of).collect(),
+            hints: hints_name(view.hints),
+            why_no_hints: why_no_hints(view.hints),
         }
     }
 }

@@ -10,7 +10,7 @@ use lb_common::{
 
 use crate::{
     model::service_port::kind_name,
-    tables::dump::{BackendView, ListView, OnEmpty, ServiceView, locality_name},
+    tables::dump::{BackendView, ListView, OnEmpty, ServiceView, locality_name, why_no_hints},
 };
 
 const HEAD: Style = Style::new().bold();
@@ -43,6 +43,10 @@ fn block(service: &ServiceView, out: &mut impl Write) -> io::Result<()> {
         };
         let addr = socket_addr(key.addr, Port(key.port)).to_string();
         writeln!(out, "  {kind:<13} {addr:<28} uses the {list} list")?;
+    }
+    if let Some(why) = why_no_hints(service.hints) {
+        let style = AnsiColor::Yellow.on_default();
+        writeln!(out, "  {style}{why}{style:#}")?;
     }
     for (name, view) in [("cluster", &service.cluster), ("local", &service.local)] {
         if let Some(view) = view {

@@ -7,7 +7,12 @@ use std::{
 
 use anstyle::{AnsiColor, Style};
 
-use crate::cli::status::Status;
+use lb_common::tables::Hints;
+
+use crate::{
+    cli::status::Status,
+    tables::dump::{hints_name, why_no_hints},
+};
 
 const GOOD: Style = AnsiColor::Green.on_default().bold();
 const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -25,6 +30,7 @@ pub(super) fn write(status: &Status, out: &mut impl Write) -> io::Result<()> {
         status.node
     )?;
     agent(status, out)?;
+    hints(status, out)?;
     kernel(status, out)?;
     maps(status, out)?;
     counters(status, out)
@@ -51,11 +57,22 @@ fn agent(status: &Status, out: &mut impl Write) -> io::Result<()> {
     match &status.problem {
         Some(problem) => writeln!(
             out,
-            "{BAD}problems{BAD:#}    {} in the objects, {} without room; first: {problem}",
+            "{BAD}problems{BAD:#}    {} with what the source says, {} without room; first: {problem}",
             status.problems, status.full
         ),
         None => writeln!(out, "problems    none"),
     }
+}
+
+/// Where traffic crosses zones though somebody wanted otherwise.
+fn hints(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    for (hints, ports) in Hints::ALL.iter().filter_map(|hints| {
+        let ports = status.hints.get(hints_name(*hints))?;
+        Some((why_no_hints(*hints)?, ports))
+    }) {
+        writeln!(out, "hints       Service ports: {ports}; {hints}")?;
+    }
+    Ok(())
 }
 
 fn kernel(status: &Status, out: &mut impl Write) -> io::Result<()> {
