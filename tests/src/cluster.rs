@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use self::control_plane::ControlPlane;
+use self::control_plane::{ControlPlane, Nodes};
 use crate::{Lab, Objects, agent::text, must, wait};
 
 const API_PORT: u16 = 6443;
@@ -30,7 +30,7 @@ pub struct Cluster {
     plane: ControlPlane,
     at: SocketAddr,
     // Dropped last: the lab removes the namespace that the parts run in.
-    _lab: Lab,
+    _lab: Option<Lab>,
 }
 
 impl Cluster {
@@ -41,9 +41,19 @@ impl Cluster {
         let (place, at) = (node.host().place().clone(), node.host().at(API_PORT));
         let dir = lab.dir().join("cluster");
         Self {
-            plane: must(ControlPlane::start(&dir, at, Some(place))),
+            plane: must(ControlPlane::start(&dir, at, Some(place), Nodes::Written)),
             at,
-            _lab: lab.clone(),
+            _lab: Some(lab.clone()),
+        }
+    }
+
+    /// One that runs outside of every lab, and goes on when this is dropped.
+    #[must_use]
+    pub fn running(plane: ControlPlane, at: SocketAddr) -> Self {
+        Self {
+            plane,
+            at,
+            _lab: None,
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
-use lb_tests::cluster::control_plane::{self, ControlPlane};
+use lb_tests::cluster::control_plane::{self, ControlPlane, Nodes};
 use serde_json::json;
 
 /// Starts and stops a real control plane: etcd, kube-apiserver and kube-controller-manager
@@ -53,7 +53,7 @@ fn up(dir: &Path, port: u16, json: bool) -> anyhow::Result<()> {
     clear(dir)?;
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     eprintln!("starting etcd, kube-apiserver and kube-controller-manager");
-    match ControlPlane::start(dir, at, None) {
+    match ControlPlane::start(dir, at, None, Nodes::Written) {
         Ok(plane) => print(&plane, at, json),
         Err(error) => {
             clear(dir)?;

@@ -1,5 +1,6 @@
-//! A real control plane as three processes: their keys, tokens, kubeconfigs and flags. Apart from the
-//! lab, because `cargo xtask cluster up` starts the same on loopback for a person.
+//! A real control plane as three processes, or four where there are kubelets: their keys, tokens,
+//! kubeconfigs and flags. Apart from the lab, because `cargo xtask cluster up` starts the same on
+//! loopback for a person, and `cargo xtask kind up` for real nodes.
 
 use std::{
     fs::{self, File},
@@ -26,13 +27,43 @@ pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 /// A start takes two seconds; a loaded machine may take ten times as long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const PARTS: [&str; 3] = ["etcd", "kube-apiserver", "kube-controller-manager"];
-
-/// Who may talk to the API server: the administrator, and the controllers with what RBAC gives them.
-const USERS: [(&str, &str); 2] = [
-    ("admin", "system:masters"),
-    ("system:kube-controller-manager", ""),
+/// In the order of their start.
+const PARTS: [&str; 4] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
 ];
+
+/// Who stands behind the cluster's Nodes.
+#[derive(Clone, Copy, Debug)]
+pub enum Nodes<'a> {
+    /// A test, which writes Nodes, and Pods with their status.
+    Written,
+    /// Kubelets with these names: Pods are scheduled, and all controllers run.
+    Kubelets(&'a [&'a str]),
+}
+
+/// Who may talk to the API server, each with a group or none: the administrator, and parts with what
+/// RBAC and the Node authorizer give them.
+fn users(nodes: Nodes<'_>) -> Vec<(String, &'static str)> {
+    let mut users = vec![
+        ("admin".to_owned(), "system:masters"),
+        ("system:kube-controller-manager".to_owned(), ""),
+    ];
+    if let Nodes::Kubelets(names) = nodes {
+        users.push(("system:kube-scheduler".to_owned(), ""));
+        let kubelets = names.iter().map(|name| kubelet_user(name));
+        users.extend(kubelets.map(|user| (user, "system:nodes")));
+    }
+    users
+}
+
+/// The name that a kubelet must have for the Node authorizer.
+#[must_use]
+pub fn kubelet_user(node: &str) -> String {
+    format!("system:node:{node}")
+}
 
 /// Those whose work needs neither a kubelet nor a scheduler. Without node-lifecycle-controller, which
 /// would taint Nodes that have no kubelet.
@@ -83,21 +114,35 @@ struct Part {
 impl ControlPlane {
     /// Starts all parts, with the API server at this address, and waits until Pods can be created.
     /// Without a place they run where the caller does.
-    pub fn start(dir: &Path, at: SocketAddr, place: Option<Place>) -> anyhow::Result<Self> {
-        prepare(dir, at)?;
-        let mut plane = Self {
-            dir: dir.to_owned(),
-            place,
-            parts: Vec::new(),
-        };
+    pub fn start(
+        dir: &Path,
+        at: SocketAddr,
+        place: Option<Place>,
+        nodes: Nodes<'_>,
+    ) -> anyhow::Result<Self> {
+        prepare(dir, at, nodes)?;
+        let mut plane = Self::running(dir, place);
         plane.run("etcd", &etcd_flags())?;
         plane.run("kube-apiserver", &apiserver_flags(at))?;
         plane.wait_for("the API server", &["get", "--raw", "/readyz"])?;
-        plane.run("kube-controller-manager", &controller_flags())?;
+        plane.run("kube-controller-manager", &controller_flags(nodes))?;
+        if matches!(nodes, Nodes::Kubelets(_)) {
+            plane.run("kube-scheduler", &scheduler_flags())?;
+        }
         // Pods are refused before their ServiceAccount exists.
         let account = ["get", "serviceaccount", "default"];
         plane.wait_for("the ServiceAccount default/default", &account)?;
         Ok(plane)
+    }
+
+    /// One that somebody else started with this folder.
+    #[must_use]
+    pub fn running(dir: &Path, place: Option<Place>) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            place,
+            parts: Vec::new(),
+        }
     }
 
     /// What an administrator needs.
@@ -202,15 +247,15 @@ impl ControlPlane {
 }
 
 /// Writes what the parts read at their start.
-fn prepare(dir: &Path, at: SocketAddr) -> anyhow::Result<()> {
+fn prepare(dir: &Path, at: SocketAddr, nodes: Nodes<'_>) -> anyhow::Result<()> {
     let mut private = fs::DirBuilder::new();
     let made = private.recursive(true).mode(0o700).create(dir);
     made.with_context(|| format!("make {}", dir.display()))?;
     let mut tokens = String::new();
-    for (user, groups) in USERS {
+    for (user, group) in users(nodes) {
         let token = random_token()?;
-        tokens.push_str(&format!("{token},{user},{user},{groups}\n"));
-        write_private(&kubeconfig_of(dir, user), &kubeconfig(dir, at, &token))?;
+        tokens.push_str(&format!("{token},{user},{user},{group}\n"));
+        write_private(&kubeconfig_of(dir, &user), &kubeconfig(dir, at, &token))?;
     }
     write_private(&dir.join("tokens.csv"), &tokens)?;
     write_private(&dir.join("service-account.key"), &new_key()?)
@@ -219,7 +264,8 @@ fn prepare(dir: &Path, at: SocketAddr) -> anyhow::Result<()> {
 /// Whether every part runs that was started with this folder.
 #[must_use]
 pub fn is_up(dir: &Path) -> bool {
-    PARTS.iter().all(|part| running(dir, part).is_some())
+    // The scheduler is not in every cluster.
+    PARTS[..3].iter().all(|part| running(dir, part).is_some())
 }
 
 /// Ends the parts that were started with this folder, by whomever, and removes it.
@@ -267,7 +313,7 @@ fn last_words(dir: &Path, part: &str) -> String {
 /// The kubeconfig that a start in this folder writes for one of its users.
 #[must_use]
 pub fn kubeconfig_of(dir: &Path, user: &str) -> PathBuf {
-    let name = user.trim_start_matches("system:");
+    let name = user.trim_start_matches("system:").replace(':', "-");
     dir.join(format!("{name}.kubeconfig"))
 }
 
@@ -352,6 +398,8 @@ fn apiserver_flags(at: SocketAddr) -> Vec<String> {
         ("service-account-signing-key-file", "service-account.key"),
         ("service-cluster-ip-range", &SERVICE_CIDRS.join(",")),
         ("allow-privileged", "true"),
+        // Names of nodes are in no DNS.
+        ("kubelet-preferred-address-types", "InternalIP"),
     ]);
     if at.ip().is_loopback() {
         // A loopback address is refused as the endpoint of default/kubernetes.
@@ -360,14 +408,27 @@ fn apiserver_flags(at: SocketAddr) -> Vec<String> {
     flags
 }
 
-fn controller_flags() -> Vec<String> {
+fn controller_flags(nodes: Nodes<'_>) -> Vec<String> {
+    let controllers = match nodes {
+        Nodes::Written => CONTROLLERS.join(","),
+        Nodes::Kubelets(_) => "*".to_owned(),
+    };
     flags(&[
         ("kubeconfig", "kube-controller-manager.kubeconfig"),
-        ("controllers", &CONTROLLERS.join(",")),
+        ("controllers", &controllers),
         // Each controller has only what its own role gives it, as in a real cluster.
         ("use-service-account-credentials", "true"),
         ("service-account-private-key-file", "service-account.key"),
         ("root-ca-file", "apiserver.crt"),
+        ("leader-elect", "false"),
+        // It serves nobody, so it needs no port.
+        ("secure-port", "0"),
+    ])
+}
+
+fn scheduler_flags() -> Vec<String> {
+    flags(&[
+        ("kubeconfig", "kube-scheduler.kubeconfig"),
         ("leader-elect", "false"),
         // It serves nobody, so it needs no port.
         ("secure-port", "0"),
