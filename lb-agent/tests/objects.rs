@@ -504,6 +504,62 @@ fn an_empty_zone_name_is_a_hint_like_any_other() {
 }
 
 #[test]
+fn a_node_is_leaving_when_it_is_deleted_or_the_autoscaler_says_so() {
+    for (metadata, spec, eligible) in [
+        ("", "", true),
+        ("", "unschedulable: true", true),
+        (
+            "",
+            "taints: [{key: node.kubernetes.io/not-ready, effect: NoExecute}]",
+            true,
+        ),
+        (
+            "",
+            "taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]",
+            false,
+        ),
+        ("deletionTimestamp: '2026-01-02T03:04:05Z'", "", false),
+    ] {
+        let world = World::of(&format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {NODE}, {metadata}}}, spec: {{{spec}}}}}"
+        ));
+
+        assert_eq!(world.problems, [""; 0], "{metadata} {spec}");
+        assert_eq!(
+            world.model.node_is_eligible(),
+            eligible,
+            "{metadata} {spec}"
+        );
+    }
+    assert!(!World::of("").model.node_is_eligible(), "an unknown node");
+}
+
+#[test]
+fn the_trigger_of_a_slice_is_read_from_its_annotation_to_the_nanosecond() {
+    for (written, expected) in [
+        (
+            "2026-01-02T03:04:05.000000006Z",
+            Some(1_767_323_045_000_000_006),
+        ),
+        ("2026-01-02T04:04:05+01:00", Some(1_767_323_045_000_000_000)),
+        ("yesterday", None),
+        ("", None),
+    ] {
+        let annotation = "endpoints.kubernetes.io/last-change-trigger-time";
+        let slice = http("web-1", 80, &["10.0.0.1"]).replace(
+            "metadata: {",
+            &format!("metadata: {{annotations: {{{annotation}: '{written}'}}, "),
+        );
+        let mut world = World::of(&[WEB, &slice].concat());
+
+        assert_eq!(world.problems, [""; 0], "{written}");
+        let taken = world.model.take_triggers();
+        let taken: Vec<_> = taken.iter().map(|(_, time)| time.0).collect();
+        assert_eq!(taken, Vec::from_iter(expected), "{written}");
+    }
+}
+
+#[test]
 fn slices_that_are_nobodys_are_left_alone() {
     let slice = http("web-1", 80, &["10.0.0.1"]);
     for ignored in [

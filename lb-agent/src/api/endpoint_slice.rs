@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::{
+    api::discovery::v1 as discovery, apimachinery::pkg::apis::meta::v1::ObjectMeta, jiff::Timestamp,
+};
 
 use crate::{
     api::{Converted, LABEL_MAX, Rejected, Salvage, checked_key, fits, label, value},
     model::{
-        endpoint::{Endpoint, Slice, SlicePort},
+        endpoint::{Endpoint, Moment, Slice, SlicePort},
         name::{Family, ServiceName, SliceName},
         object::{Kind, Object},
     },
@@ -16,6 +18,8 @@ use crate::{
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Any value of it keeps a slice from every proxy.
 const HEADLESS: &str = "service.kubernetes.io/headless";
+/// An annotation: when the Pod or Service changed for which the controller wrote the slice.
+const LAST_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// # Errors
 ///
@@ -54,8 +58,16 @@ pub fn convert(slice: &discovery::EndpointSlice) -> Result<Converted, Rejected> 
         family,
         ports: ports(slice, &mut salvage),
         endpoints: endpoints(slice, family, &mut salvage),
+        triggered: triggered(&slice.metadata),
     });
     Ok(salvage.into_converted(Some(object)))
+}
+
+/// Only a figure hangs on it, so what cannot be read is as good as absent.
+fn triggered(meta: &ObjectMeta) -> Option<Moment> {
+    let written = meta.annotations.as_ref()?.get(LAST_TRIGGER)?;
+    let since: Timestamp = written.parse().ok()?;
+    u64::try_from(since.as_nanosecond()).ok().map(Moment)
 }
 
 /// The family; `None` for FQDN slices, which no proxy reads.

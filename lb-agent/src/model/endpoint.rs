@@ -18,6 +18,32 @@ pub struct Slice {
     pub family: Family,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
+    /// When the Pod or Service changed for which the slice was last written, as its writer says.
+    pub triggered: Option<Moment>,
+}
+
+/// A point in time: nanoseconds of Unix time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(pub u64);
+
+impl Slice {
+    /// Whether both say the same about endpoints, whenever they were written.
+    #[must_use]
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let Self {
+            name,
+            service,
+            family,
+            ports,
+            endpoints,
+            triggered: _,
+        } = self;
+        *name == other.name
+            && *service == other.service
+            && *family == other.family
+            && *ports == other.ports
+            && *endpoints == other.endpoints
+    }
 }
 
 /// A port number, and the Service port whose name and protocol it answers to.

@@ -52,6 +52,8 @@ pub struct Node {
     pub name: String,
     /// `topology.kubernetes.io/zone`; an empty label is none.
     pub zone: Option<String>,
+    /// It is being deleted, or about to be: load balancers should send nothing new.
+    pub leaving: bool,
 }
 
 /// A range from which `ClusterIPs` are given out.

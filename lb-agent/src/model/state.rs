@@ -2,12 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    mem,
     sync::Arc,
 };
 
 use crate::model::{
-    endpoint::Slice,
-    name::{ServiceName, SliceName},
+    endpoint::{Moment, Slice},
+    name::{Family, ServiceName, SliceName},
     object::{Kind, Node, Object, ObjectKey, ServiceCidr},
     policy::Viewer,
     service::{Cidr, Service},
@@ -74,6 +75,8 @@ pub struct Model {
     slices: BTreeMap<ServiceName, BTreeMap<SliceName, Arc<Slice>>>,
     /// Whom each slice contributes to, to find it again when its label was edited.
     slice_owners: BTreeMap<SliceName, ServiceName>,
+    /// What the changes to slices were made for that nobody has taken yet.
+    triggers: BTreeMap<(ServiceName, Family), Vec<Moment>>,
     node: Option<Node>,
     service_cidrs: BTreeMap<String, ServiceCidr>,
 }
@@ -86,6 +89,7 @@ impl Model {
             services: BTreeMap::new(),
             slices: BTreeMap::new(),
             slice_owners: BTreeMap::new(),
+            triggers: BTreeMap::new(),
             node: None,
             service_cidrs: BTreeMap::new(),
         }
@@ -161,6 +165,16 @@ impl Model {
         ports
     }
 
+    /// When that happened for which slices changed since this was asked last: how long ago it is once
+    /// all is programmed is how long the network took to follow. A slice that is deleted says nothing of
+    /// its own deletion, and takes back what was said for its Service before.
+    pub fn take_triggers(&mut self) -> Vec<(Family, Moment)> {
+        let triggers = mem::take(&mut self.triggers).into_iter();
+        triggers
+            .flat_map(|((_, family), times)| times.into_iter().map(move |time| (family, time)))
+            .collect()
+    }
+
     pub fn services(&self) -> impl Iterator<Item = &ServiceName> {
         self.services.keys()
     }
@@ -189,6 +203,12 @@ impl Model {
     #[must_use]
     pub fn knows_own_node(&self) -> bool {
         self.node.is_some()
+    }
+
+    /// Whether load balancers may send new traffic to this node: it is known, and not about to go.
+    #[must_use]
+    pub fn node_is_eligible(&self) -> bool {
+        self.node.as_ref().is_some_and(|node| !node.leaving)
     }
 
     fn viewer(&self) -> Viewer<'_> {
@@ -230,8 +250,12 @@ impl Model {
             Some(owner) if *owner != slice.service => {
                 changed = self.delete_slice(&slice.name);
             }
-            Some(owner) if self.slices[owner][&slice.name] == slice => return changed,
+            Some(owner) if self.slices[owner][&slice.name].agrees_with(&slice) => return changed,
             Some(_) | None => {}
+        }
+        if let Some(time) = slice.triggered {
+            let of = (slice.service.clone(), slice.family);
+            self.triggers.entry(of).or_default().push(time);
         }
         changed.services.insert(slice.service.clone());
         self.slice_owners
@@ -248,7 +272,9 @@ impl Model {
             return Changed::default();
         };
         if let Some(slices) = self.slices.get_mut(&owner) {
-            slices.remove(name);
+            if let Some(slice) = slices.remove(name) {
+                self.triggers.remove(&(owner.clone(), slice.family));
+            }
             if slices.is_empty() {
                 self.slices.remove(&owner);
             }
@@ -296,7 +322,6 @@ mod tests {
     use super::*;
     use crate::model::{
         endpoint::{Endpoint, SlicePort},
-        name::Family,
         service::{Half, Policy, PortSpec},
     };
 
@@ -319,6 +344,7 @@ mod tests {
         Object::Node(Node {
             name: name.to_owned(),
             zone: zone.map(str::to_owned),
+            leaving: false,
         })
     }
 
@@ -359,6 +385,7 @@ mod tests {
                 port: Port(8080),
             }],
             endpoints,
+            triggered: None,
         })
     }
 
@@ -435,6 +462,56 @@ mod tests {
 
         assert!(model.apply(node("me", Some("a"))).is_empty());
         assert_eq!(model.zone(), Some("b"));
+    }
+
+    #[test]
+    fn a_node_is_eligible_while_it_is_known_and_not_about_to_go() {
+        let mut model = model();
+        let me = |leaving| {
+            Object::Node(Node {
+                name: "me".to_owned(),
+                zone: None,
+                leaving,
+            })
+        };
+        assert!(!model.node_is_eligible());
+
+        for (object, eligible) in [(me(false), true), (me(true), false), (me(false), true)] {
+            assert!(model.apply(object).is_empty());
+            assert_eq!(model.node_is_eligible(), eligible);
+        }
+        let deleted = model.delete(&ObjectKey::new(Kind::Node, "", "me"));
+        assert!(deleted.is_empty() && !model.node_is_eligible());
+    }
+
+    #[test]
+    fn a_trigger_counts_once_if_it_changed_something_and_its_slice_is_not_deleted() {
+        let at = |time: u64, last| {
+            let written = slice("s", "web", vec![endpoint(last, None)]);
+            let Object::Slice(written) = written else {
+                unreachable!("it is a slice")
+            };
+            Object::from(Slice {
+                triggered: Some(Moment(time)),
+                ..written.as_ref().clone()
+            })
+        };
+        let taken = |times: &[u64]| -> Vec<_> {
+            times
+                .iter()
+                .map(|time| (Family::V4, Moment(*time)))
+                .collect()
+        };
+        let mut model = model();
+        for (time, last) in [(1, 1), (2, 1), (3, 2)] {
+            let _changed = model.apply(at(time, last));
+        }
+        assert_eq!(model.take_triggers(), taken(&[1, 3]));
+        assert_eq!(model.take_triggers(), []);
+
+        let _changed = model.apply(at(4, 3));
+        let _changed = model.delete(&ObjectKey::new(Kind::EndpointSlice, "default", "s"));
+        assert_eq!(model.take_triggers(), []);
     }
 
     #[test]

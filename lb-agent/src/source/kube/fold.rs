@@ -302,6 +302,7 @@ mod tests {
                 object: Some(Object::Node(Node {
                     name: name.to_owned(),
                     zone: Some(zone.to_owned()),
+                    leaving: false,
                 })),
                 dropped: Vec::new(),
             }),
