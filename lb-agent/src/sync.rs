@@ -7,13 +7,18 @@
 //!                  └── touch all ◀── failed: read the maps back
 //! ```
 
-use std::{collections::BTreeSet, mem};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+};
 
 use crate::{
     datapath::store::{MapStore, StoreError},
     model::{
         Model,
-        name::ServiceName,
+        endpoint::Moment,
+        name::{Family, ServiceName},
+        service_port::Traffic,
         state::{Changed, Settings},
     },
     source::{Batch, Problem},
@@ -34,6 +39,8 @@ pub struct Wanted {
     problems: Vec<Problem>,
     /// Service ranges for which there is no cell.
     ranges_left_out: Vec<String>,
+    /// For whom this node has no endpoint though others have: an entry for each Service port.
+    without_local: BTreeMap<ServiceName, Vec<(Traffic, Family)>>,
     complete: bool,
 }
 
@@ -48,6 +55,7 @@ impl Wanted {
             desired,
             problems: Vec::new(),
             ranges_left_out: Vec::new(),
+            without_local: BTreeMap::new(),
             complete: false,
         }
     }
@@ -83,11 +91,28 @@ impl Wanted {
     fn rebuild_one(&mut self, service: &ServiceName) {
         let ports = self.model.service_ports(service);
         self.desired.replace(service, &ports, self.model.zone());
+        let lacking = ports.iter().flat_map(|port| {
+            let lacking = Traffic::BOTH.into_iter().filter(|of| port.lacks_local(*of));
+            lacking.map(|traffic| (traffic, port.id.family))
+        });
+        let lacking: Vec<_> = lacking.collect();
+        if lacking.is_empty() {
+            self.without_local.remove(service);
+        } else {
+            self.without_local.insert(service.clone(), lacking);
+        }
     }
 
     #[must_use]
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// How many Service ports have endpoints, and none for this traffic, which is bound to this node.
+    #[must_use]
+    pub fn without_local(&self, traffic: Traffic, family: Family) -> usize {
+        let ports = self.without_local.values().flatten();
+        ports.filter(|of| **of == (traffic, family)).count()
     }
 
     /// Whether the source has told everything once. Nothing may be made or pruned before.
@@ -160,6 +185,11 @@ impl<S: MapStore> Engine<S> {
 
     pub fn fold(&mut self, batch: Batch) {
         self.wanted.fold(batch);
+    }
+
+    /// See [`Model::take_triggers`].
+    pub fn take_triggers(&mut self) -> Vec<(Family, Moment)> {
+        self.wanted.model.take_triggers()
     }
 
     #[must_use]
@@ -336,6 +366,29 @@ mod tests {
         let report = sync(&mut engine);
         assert_eq!(report.full, []);
         assert_eq!(served(engine.store()), served(programmed(&web(4)).store()));
+    }
+
+    #[test]
+    fn service_ports_without_a_local_endpoint_are_counted_for_the_traffic_that_needs_one() {
+        let local = web(3).replace("spec:", "spec:\n  internalTrafficPolicy: Local");
+        let mut here = local.clone();
+        here.push_str("- {addresses: [10.0.1.9], nodeName: n1}\n");
+        let count = |yaml: &str, traffic, family| wanted(yaml).without_local(traffic, family);
+
+        assert_eq!(count(&local, Traffic::Internal, Family::V4), 1);
+        assert_eq!(count(&local, Traffic::Internal, Family::V6), 0);
+        assert_eq!(count(&local, Traffic::External, Family::V4), 0);
+        for other in [
+            &here,
+            &web(3),
+            &local.replace("ready: true", "ready: false, serving: false"),
+        ] {
+            assert_eq!(count(other, Traffic::Internal, Family::V4), 0, "{other}");
+        }
+
+        let mut changed = wanted(&local);
+        changed.fold(batch(&here));
+        assert_eq!(changed.without_local(Traffic::Internal, Family::V4), 0);
     }
 
     /// Maps that note what was asked of them.

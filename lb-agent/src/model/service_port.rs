@@ -49,6 +49,28 @@ pub fn kind_name(kind: Kind) -> &'static str {
     }
 }
 
+/// Where clients are: each has a policy of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Traffic {
+    /// In the cluster, to the `ClusterIP`.
+    Internal,
+    /// Outside, to the other kinds of address.
+    External,
+}
+
+impl Traffic {
+    pub const BOTH: [Self; 2] = [Self::Internal, Self::External];
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Internal => "internal",
+            Self::External => "external",
+        })
+    }
+}
+
 /// What a client gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
@@ -85,6 +107,18 @@ impl ServicePort {
             Policy::Cluster => List::Cluster,
             Policy::Local => List::Local,
         }
+    }
+
+    /// Whether the cluster has endpoints, and this node, to which the policy binds this traffic, none.
+    #[must_use]
+    pub fn lacks_local(&self, traffic: Traffic) -> bool {
+        let policy = match traffic {
+            Traffic::Internal => self.internal_policy,
+            Traffic::External => self.external_policy,
+        };
+        let choice = &self.choice;
+        let is_bound = policy == Policy::Local && choice.uses.local;
+        is_bound && choice.has_any && choice.is_empty(List::Local)
     }
 
     #[must_use]

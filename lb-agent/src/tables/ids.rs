@@ -56,6 +56,13 @@ impl Ids {
         self.limit
     }
 
+    /// How many are taken.
+    #[must_use]
+    pub fn used(&self) -> u32 {
+        let free = u32::try_from(self.free.len());
+        self.next - free.expect("what is free lies below `next`")
+    }
+
     /// How many can still be taken.
     #[must_use]
     pub fn available(&self) -> usize {

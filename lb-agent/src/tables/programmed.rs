@@ -23,7 +23,7 @@ use crate::{
         build::BackendKey,
         ids::{Arena, Ids},
         op::Op,
-        set::TableSet,
+        set::{Capacities, TableSet},
     },
 };
 
@@ -187,6 +187,29 @@ impl Programmed {
     #[must_use]
     pub fn frontends(&self) -> &BTreeMap<FrontendKey, Frontend> {
         &self.frontends
+    }
+
+    /// How many cells there are.
+    #[must_use]
+    pub fn capacities(&self) -> Capacities {
+        Capacities {
+            frontends: self.frontends_max,
+            services: self.service_ids.limit(),
+            slots: self.arena.limit(),
+            backends: self.backend_ids.limit(),
+        }
+    }
+
+    /// How many of them are in use, also by readers of what was replaced.
+    #[must_use]
+    pub fn used(&self) -> Capacities {
+        let frontends = u32::try_from(self.frontends.len());
+        Capacities {
+            frontends: frontends.expect("maps have fewer than 2^32 cells"),
+            services: self.service_ids.used(),
+            slots: self.arena.used(),
+            backends: self.backend_ids.used(),
+        }
     }
 
     /// Whether something waits for a grace period.

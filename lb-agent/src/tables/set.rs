@@ -10,7 +10,7 @@ use lb_common::{
     tables::{
         Backend, BackendIndex, CELLS_MIN, FRONTENDS_MAX, Frontend, FrontendKey, List, Name, Ring,
         SERVICE_CIDRS_MAX, SERVICE_CIDRS_PER_FAMILY, Service, ServiceCidr, ServiceIndex, Slot,
-        ZONES_MAX, ZoneName,
+        ZONES_MAX, ZoneName, names,
     },
 };
 
@@ -23,6 +23,19 @@ pub struct Capacities {
     pub services: u32,
     pub slots: u32,
     pub backends: u32,
+}
+
+impl Capacities {
+    /// Each count, by the name of its map.
+    #[must_use]
+    pub fn by_map(self) -> [(&'static str, u32); 4] {
+        [
+            (names::FRONTENDS, self.frontends),
+            (names::SERVICES, self.services),
+            (names::SLOTS, self.slots),
+            (names::BACKENDS, self.backends),
+        ]
+    }
 }
 
 impl Default for Capacities {
