@@ -44,7 +44,7 @@ pub(crate) fn check(args: &Args) -> Result<ExitCode> {
         "object",
         timed("object", || build::objects(&tree)),
     );
-    for (name, command) in steps(&tree) {
+    for (name, command) in steps(&tree)? {
         count(&mut tally, name, run::quietly(name, command));
     }
     count(&mut tally, "tidy", timed("tidy", || tidy::check(&tree)));
@@ -59,14 +59,14 @@ pub(crate) fn check(args: &Args) -> Result<ExitCode> {
     })
 }
 
-fn steps(tree: &Tree) -> Vec<(&'static str, Command)> {
+fn steps(tree: &Tree) -> Result<Vec<(&'static str, Command)>> {
     let mut fmt = build::cargo(tree, "fmt");
     fmt.args(["--all", "--check"]);
 
     let mut clippy = build::cargo(tree, "clippy");
     clippy.args(["--workspace", "--all-targets", "--", "-Dwarnings"]);
 
-    let mut clippy_bpf = build::bpf_cargo(tree, "clippy");
+    let mut clippy_bpf = build::bpf_cargo(tree, "clippy")?;
     clippy_bpf.args(["--profile", "bpf", "--bins", "--", "-Dwarnings"]);
 
     let mut doc = build::cargo(tree, "doc");
@@ -82,13 +82,13 @@ fn steps(tree: &Tree) -> Vec<(&'static str, Command)> {
         "sources",
     ]);
 
-    vec![
+    Ok(vec![
         ("fmt", fmt),
         ("clippy", clippy),
         ("clippy for BPF", clippy_bpf),
         ("doc", doc),
         ("deny", deny),
-    ]
+    ])
 }
 
 fn timed(step: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

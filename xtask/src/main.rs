@@ -11,6 +11,9 @@ mod check;
 mod clean_lab;
 mod cluster;
 mod demo;
+mod digest;
+mod image;
+mod processor;
 mod run;
 mod tally;
 mod test;
@@ -32,6 +35,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Task {
     Build(build::Args),
+    Image(image::Args),
     Demo(demo::Args),
     Test(test::Args),
     Check(check::Args),
@@ -43,6 +47,7 @@ enum Task {
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask build                    target/lb-ebpf.o and target/release/lb-agent
+  cargo xtask image                    the image for deploy/, without a container engine
   cargo xtask demo                     traffic between zones, before and after topology hints
   cargo xtask cluster up               a real Kubernetes control plane on loopback
   cargo xtask test --only unit         what needs no root
@@ -62,6 +67,7 @@ fn main() -> ExitCode {
 fn perform(task: Task) -> anyhow::Result<ExitCode> {
     match task {
         Task::Build(args) => build::build(&args),
+        Task::Image(args) => image::image(&args),
         Task::Demo(args) => demo::demo(&args),
         Task::Test(args) => test::test(&args),
         Task::Check(args) => check::check(&args),

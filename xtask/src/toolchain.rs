@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use console::style;
 
-use crate::run;
+use crate::{processor::Processor, run};
 
 const BPF_LINKER: &str = "0.13.0";
 /// The LLVM majors that this bpf-linker can be built against.
@@ -29,6 +29,12 @@ pub(crate) enum Need {
     Bpftool,
     Iproute2,
     Qemu,
+    /// Rust's library for static programs.
+    Musl(Processor),
+    /// A C compiler for that processor.
+    Gcc(Processor),
+    /// Runs programs of another processor.
+    Emulator(Processor),
     Go,
 }
 
@@ -68,6 +74,9 @@ impl Need {
             Self::Bpftool => ("bpftool", "maps are dumped by it"),
             Self::Iproute2 => ("iproute2", "the lab's namespaces are made with ip"),
             Self::Qemu => ("qemu", "other kernels run in it"),
+            Self::Musl(_) => ("rust-std for musl", "the agent of the image is static"),
+            Self::Gcc(_) => ("gcc", "it compiles and links for the image's processor"),
+            Self::Emulator(_) => ("qemu-user", "programs of another processor run in it"),
             Self::Go => ("go", "the cluster of the tests is built with it"),
         }
     }
@@ -85,20 +94,26 @@ impl Need {
             Self::Bpftool => found("bpftool"),
             Self::Iproute2 => found("ip"),
             Self::Qemu => found("qemu-system-x86_64"),
+            Self::Musl(processor) => host.has_library(&processor.triple()),
+            Self::Gcc(processor) => found(processor.gcc()),
+            Self::Emulator(processor) => processor.is_own() || found(&processor.emulator()),
             Self::Go => go::is_usable(),
         }
     }
 
     fn install(self, host: &Host) -> Result<()> {
         match self {
-            Self::RustSrc => component("rust-src"),
-            Self::Rustfmt => component("rustfmt"),
-            Self::Clippy => component("clippy"),
+            Self::RustSrc => rustup(&["component", "add", "rust-src"]),
+            Self::Rustfmt => rustup(&["component", "add", "rustfmt"]),
+            Self::Clippy => rustup(&["component", "add", "clippy"]),
             Self::BpfLinker => bpf_linker(host.llvm),
             Self::CargoDeny => cargo_install("cargo-deny", CARGO_DENY, |_| {}),
             Self::Bpftool => apt_install(&["bpftool".into()]),
             Self::Iproute2 => apt_install(&["iproute2".into()]),
             Self::Qemu => apt_install(&["qemu-system-x86".into()]),
+            Self::Musl(processor) => rustup(&["target", "add", &processor.triple()]),
+            Self::Gcc(processor) => apt_install(&[processor.gcc_package().into()]),
+            Self::Emulator(_) => apt_install(&["qemu-user-static".into()]),
             Self::Go => go::install(),
         }
     }
@@ -116,9 +131,7 @@ struct Host {
 
 impl Host {
     fn look() -> Result<Self> {
-        let mut sysroot = Command::new("rustc");
-        sysroot.args(["--print", "sysroot"]);
-        let sysroot = PathBuf::from(run::text(sysroot)?.trim());
+        let sysroot = sysroot()?;
         // Not rustup's proxy, which takes longer to start than this one to answer.
         let mut version = Command::new(sysroot.join("bin/rustc"));
         version.arg("-vV");
@@ -141,6 +154,12 @@ impl Host {
                 .filter_map(|feature| feature.as_str())
                 .collect()
         })
+    }
+
+    /// Whether programs can be built for this target.
+    fn has_library(&self, triple: &str) -> bool {
+        let library = self.sysroot.join("lib/rustlib").join(triple);
+        library.join("lib").is_dir()
     }
 
     /// A linker for an older LLVM cannot read what this rustc writes.
@@ -166,13 +185,27 @@ fn installed() -> Result<serde_json::Value> {
 
 /// Where `cargo install` puts programs.
 fn install_root() -> Result<PathBuf> {
-    let set = ["CARGO_INSTALL_ROOT", "CARGO_HOME"]
-        .into_iter()
-        .find_map(env::var_os);
+    env::var_os("CARGO_INSTALL_ROOT").map_or_else(cargo_home, |root| Ok(PathBuf::from(root)))
+}
+
+/// Where cargo keeps the sources of crates.
+pub(crate) fn cargo_home() -> Result<PathBuf> {
     let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".cargo"));
-    set.map(PathBuf::from)
+    env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
         .or_else(home)
         .context("neither CARGO_HOME nor HOME is set")
+}
+
+fn sysroot() -> Result<PathBuf> {
+    let mut sysroot = Command::new("rustc");
+    sysroot.args(["--print", "sysroot"]);
+    Ok(PathBuf::from(run::text(sysroot)?.trim()))
+}
+
+/// Where the sources of rustc's own library lie.
+pub(crate) fn library() -> Result<PathBuf> {
+    Ok(sysroot()?.join("lib/rustlib/src/rust"))
 }
 
 /// Where a program lies; the system's folders are not on everybody's PATH.
@@ -200,15 +233,16 @@ fn llvm_major(version: &str) -> Result<u32> {
         .context("rustc -vV names no LLVM version")
 }
 
-fn component(name: &str) -> Result<()> {
+fn rustup(args: &[&str]) -> Result<()> {
+    let what = args.join(" ");
     ensure!(
         found("rustup"),
-        "this rustc is not managed by rustup, so {name} must come from where rustc came from"
+        "this rustc is not managed by rustup, so what `rustup {what}` fetches must come from where rustc came from"
     );
     let mut rustup = Command::new("rustup");
-    rustup.args(["component", "add", name]);
-    run::quietly(&format!("rustup adds {name}"), rustup)
-        .with_context(|| format!("rustup cannot fetch {name}; its server must be reachable once"))
+    rustup.args(args);
+    run::quietly(&format!("rustup {what}"), rustup)
+        .with_context(|| format!("`rustup {what}` failed; its server must be reachable once"))
 }
 
 fn bpf_linker(rustc_llvm: u32) -> Result<()> {
