@@ -40,6 +40,8 @@ pub enum News {
     Failed(String),
     /// After a failure, the server answered again.
     Answered,
+    /// The server's data are older than what it said before. A new list follows.
+    WentBack,
 }
 
 /// An object as it was read.
@@ -84,6 +86,8 @@ struct Watch {
     complete: bool,
     /// The list under way was asked for to confirm the one before it.
     confirming: bool,
+    /// The server has lost data, so nothing that a list lacks is believed at once.
+    suspect: bool,
     failure: Option<Failure>,
 }
 
@@ -123,6 +127,7 @@ impl Fold {
             News::NoSuchKind => return self.list_ends(kind),
             News::Failed(why) => self.failed(kind, why, now),
             News::Answered => {}
+            News::WentBack => self.watch(kind).suspect = true,
         }
         Then::GoOn
     }
@@ -212,7 +217,8 @@ impl Fold {
         let gone: Vec<_> = watch.held.difference(&listed).cloned().collect();
         let held = watch.held.len();
         let is_confirmed = mem::replace(&mut watch.confirming, false);
-        if !is_confirmed && is_implausible(kind, watch.complete, held, gone.len()) {
+        let is_suspect = mem::replace(&mut watch.suspect, false) && !gone.is_empty();
+        if !is_confirmed && (is_suspect || is_implausible(kind, watch.complete, held, gone.len())) {
             watch.confirming = true;
             return Then::ListAgain {
                 held,
@@ -459,6 +465,22 @@ mod tests {
         assert_eq!(list(&mut fold, kind, ["s0"]), lost);
         assert_eq!(list(&mut fold, kind, ["s0"]), Then::GoOn);
         assert_eq!(take(&mut fold).unwrap().delete.len(), MANY - 1);
+    }
+
+    #[test]
+    fn nothing_that_a_server_lacks_after_it_went_back_is_believed_at_once() {
+        let mut fold = complete(["a", "b", "c"]);
+        let kind = Kind::Service;
+        let lost = Then::ListAgain { held: 3, gone: 1 };
+
+        tell(&mut fold, kind, News::WentBack);
+        assert_eq!(list(&mut fold, kind, ["a", "b"]), lost);
+        assert_eq!(take(&mut fold).unwrap().delete, []);
+        assert_eq!(list(&mut fold, kind, ["a", "b"]), Then::GoOn);
+        assert_eq!(take(&mut fold).unwrap().delete.len(), 1);
+
+        // Once is enough: the next list is like any other.
+        assert_eq!(list(&mut fold, kind, ["a"]), Then::GoOn);
     }
 
     #[test]
