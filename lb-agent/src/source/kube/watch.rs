@@ -85,6 +85,8 @@ impl Watch {
         access.connect_timeout = Some(CONNECT_MAX);
         access.read_timeout = Some(SILENCE_MAX);
         access.reset_reader_on_write = true;
+        // The watch tries again by itself, and says so; the client would be silent about it for minutes.
+        access.default_retry = false;
         let builder = ClientBuilder::try_from(access)?
             .with_layer(&MapResponseLayer::new(note))
             .with_layer(&MapRequestLayer::new(note_version));
@@ -564,6 +566,24 @@ mod tests {
             ("/api/v1/services", None),
         ] {
             assert_eq!(version_watched(&uri.parse().unwrap()), expected, "{uri}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_too_busy_is_told_of_at_its_first_refusal() {
+        for status in ["429 Too Many Requests", "503 Service Unavailable"] {
+            let asked = Arc::new(AtomicU32::new(0));
+            let asked_too = Arc::clone(&asked);
+            let server = server(move |_| {
+                asked_too.fetch_add(1, Ordering::Relaxed);
+                format!("{status}\r\ncontent-length: 0\r\n\r\n")
+            });
+            let mut news = start(&server.await);
+
+            assert_eq!(next(&mut news).await, "ListBegins");
+            let failed = next(&mut news).await;
+            assert!(failed.starts_with("Failed("), "{failed}");
+            assert_eq!(asked.load(Ordering::Relaxed), 1, "{status}");
         }
     }
 
