@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod cleanup;
+pub mod mount_bpffs;
 pub mod plan;
 pub mod run;
 pub mod services;
@@ -29,6 +30,7 @@ enum Command {
     Status(status::Args),
     Check(check::Args),
     Cleanup(cleanup::Args),
+    MountBpffs(mount_bpffs::Args),
 }
 
 /// How a command prints.
@@ -68,6 +70,7 @@ impl Cli {
             Command::Status(args) => status::run(&args),
             Command::Check(args) => check::run(&args),
             Command::Cleanup(args) => cleanup::run(&args),
+            Command::MountBpffs(args) => mount_bpffs::run(&args),
         };
         match done {
             Err(error) if is_closed_pipe(&error) => Ok(ExitCode::SUCCESS),

@@ -5,6 +5,7 @@
 //! attach. Whoever finds a link finds maps that answer.
 
 pub mod attach;
+pub mod bpffs;
 pub mod capability;
 mod cells;
 pub mod cgroup;

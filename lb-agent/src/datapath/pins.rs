@@ -11,14 +11,11 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::tables::{SCHEMA, names};
 use rustix::{
-    fs::{FlockOperation, flock, statfs},
+    fs::{FlockOperation, flock},
     io::Errno,
 };
 
-use crate::datapath::attach::PROGRAMS;
-
-/// `BPF_FS_MAGIC`.
-const BPFFS: u64 = 0xcafe_4a11;
+use crate::datapath::{attach::PROGRAMS, bpffs};
 
 /// One agent's pins.
 #[derive(Clone, Debug)]
@@ -143,9 +140,8 @@ impl Pins {
         let Some(there) = self.root.ancestors().find(|path| path.exists()) else {
             bail!("the pin path {} is not absolute", self.root.display());
         };
-        let found = statfs(there).with_context(|| format!("looking at {}", there.display()))?;
         ensure!(
-            u64::try_from(found.f_type) == Ok(BPFFS),
+            bpffs::is_at(there)?,
             "{} is not on a BPF file system, where maps and links are pinned; run \
              `mount -t bpf bpf /sys/fs/bpf`, or give a --pin-path on one",
             self.root.display()
