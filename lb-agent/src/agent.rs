@@ -6,6 +6,8 @@
 //! signal ─ Shutdown ─▶ exit; the kernel goes on serving
 //! ```
 
+mod growth;
+
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -22,11 +24,15 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
+    agent::growth::Growth,
     config::{Config, Source},
-    datapath::{BpfMaps, Datapath, Pins, capability, cgroup::Cgroup},
+    datapath::{
+        BpfMaps, Datapath, Pins, capability, cgroup::Cgroup, migrate::Origin, store::StoreError,
+    },
     model::state::Settings,
     source::{Batch, dir, kube},
     sync::{Engine, SyncReport, Wanted},
+    tables::set::Capacities,
 };
 
 /// Serves until told to stop. What is programmed then goes on serving.
@@ -63,19 +69,34 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
         node = %config.node,
         zone = wanted.model().zone().unwrap_or("none"),
         cgroup = %cgroup.path.display(),
-        pins = %pins.folder().display(),
-        adopted = datapath.is_adopted(),
+        maps = %datapath.set().folder().display(),
+        adopted = *datapath.origin() == Origin::Adopted,
         "starting"
     );
+    let growth = Growth::new(config.capacities);
+    log_changes(&datapath, &growth, &maps);
     Agent {
         engine: Engine::start(wanted, maps)?,
-        unattached: Some((datapath, cgroup)),
+        takeovers: datapath.origin().is_other_layout().into(),
+        datapath,
+        cgroup,
+        growth,
         history: History::new(started),
         problems: Vec::new(),
         node_warned: false,
     }
     .run(&mut events)
     .await
+}
+
+/// Says what of the maps is not as the operator may expect.
+fn log_changes(datapath: &Datapath, growth: &Growth, maps: &BpfMaps) {
+    if let Origin::OtherLayout(other) = datapath.origin() {
+        info!(from = %other, to = %datapath.set(), "taking over from another layout of the maps");
+    }
+    if let Some(exceeded) = growth.exceeded_by(maps.capacities()) {
+        info!("maps do not shrink: {exceeded}");
+    }
 }
 
 /// Waits for the whole source. Where tables of an earlier agent serve, also until every file and object
@@ -159,8 +180,10 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 
 struct Agent {
     engine: Engine<BpfMaps>,
-    /// Until the maps are complete for the first time.
-    unattached: Option<(Datapath, Cgroup)>,
+    datapath: Datapath,
+    cgroup: Cgroup,
+    growth: Growth,
+    takeovers: u32,
     history: History,
     /// As last logged.
     problems: Vec<String>,
@@ -192,26 +215,74 @@ impl Agent {
     fn sync(&mut self) -> Result<Option<Duration>> {
         let begun = Instant::now();
         let mut report = SyncReport::default();
-        let done = self.engine.sync(&mut report);
+        let done = self.sync_and_grow(&mut report)?;
         let took = begun.elapsed();
         let failed = done.err().map(|error| error.to_string());
-        if failed.is_none()
-            && let Some((datapath, cgroup)) = self.unattached.take()
-        {
-            datapath.attach(&cgroup)?;
-        }
         self.history.record(&report, failed.is_some());
         let problems = self.problems_after(&report, failed.as_deref());
         self.log_problems(problems);
         self.log(&report, took, failed.is_some());
         self.write_status(&report)?;
-        Ok(failed.map(|_| self.history.retry_in()))
+        Ok(match failed {
+            Some(_) => Some(self.history.retry_in()),
+            None => self.growth.retry_in(Instant::now()),
+        })
+    }
+
+    /// The inner result is that of the sync. An outer error ends the agent: links may have moved in part,
+    /// and a start is what carries that on.
+    fn sync_and_grow(&mut self, report: &mut SyncReport) -> Result<Result<(), StoreError>> {
+        if let Err(error) = self.engine.sync(report) {
+            return Ok(Err(error));
+        }
+        self.datapath.attach(&self.cgroup)?;
+        let Some(capacities) = self.outgrown(report) else {
+            return Ok(Ok(()));
+        };
+        match self.datapath.grow(self.engine.store(), capacities) {
+            Ok(larger) => self.move_to(larger)?,
+            Err(error) => {
+                self.growth.failed(&error, Instant::now());
+                return Ok(Ok(()));
+            }
+        }
+        Ok(self.engine.sync(report))
+    }
+
+    /// The capacities that the maps should have instead.
+    fn outgrown(&mut self, report: &SyncReport) -> Option<Capacities> {
+        if self.growth.must_wait(Instant::now()) {
+            return None;
+        }
+        let programmed = self.engine.programmed();
+        let is_first = self.history.syncs == 0;
+        let may_be = is_first || programmed.is_crowded() || !report.full.is_empty();
+        let due = may_be.then(|| {
+            let need = self.engine.wanted().capacities();
+            self.growth.due(programmed.capacities(), need, &report.full)
+        });
+        let due = due.flatten();
+        if due.is_none() {
+            self.growth.is_not_due();
+        }
+        due
+    }
+
+    fn move_to(&mut self, (mut datapath, maps): (Datapath, BpfMaps)) -> Result<()> {
+        datapath.attach(&self.cgroup)?;
+        let (from, to) = (self.engine.store().capacities(), maps.capacities());
+        self.engine.move_to(maps)?;
+        self.datapath = datapath;
+        self.growth.succeeded();
+        info!(maps = %self.datapath.set().folder().display(), ?from, ?to, "the maps have grown");
+        Ok(())
     }
 
     fn problems_after(&self, report: &SyncReport, failed: Option<&str>) -> Vec<String> {
         let failed = failed.map(|error| format!("{error}; trying again"));
         let full = report.full.iter().map(ToString::to_string);
-        let mut problems: Vec<_> = failed.into_iter().chain(full).collect();
+        let growth = self.growth.problem().map(str::to_owned);
+        let mut problems: Vec<_> = failed.into_iter().chain(growth).chain(full).collect();
         problems.extend(self.engine.wanted().problems());
         problems
     }
@@ -265,9 +336,12 @@ impl Agent {
             problems: count(wanted.problems().len()),
             full: count(report.full.len()),
             schema: SCHEMA,
+            growths: self.growth.count,
+            takeovers: self.takeovers,
             node: Text::new(wanted.model().node()),
             zone: Text::new(wanted.model().zone().unwrap_or_default()),
             problem: Text::new(self.problems.first().map_or("", String::as_str)),
+            version: Text::new(env!("CARGO_PKG_VERSION")),
         })
     }
 }

@@ -47,6 +47,17 @@ impl GivenCapacities {
             backends: self.backends.unwrap_or(by_need.backends),
         }
     }
+
+    /// Each by its flag.
+    #[must_use]
+    pub fn flags(self) -> [(&'static str, Option<u32>); 4] {
+        [
+            ("--capacity-frontends", self.frontends),
+            ("--capacity-services", self.services),
+            ("--capacity-slots", self.slots),
+            ("--capacity-backends", self.backends),
+        ]
+    }
 }
 
 /// `info`, without what the watches log for each try: the agent says it once, as a problem.

@@ -206,6 +206,19 @@ impl<S: MapStore> Engine<S> {
         &self.store
     }
 
+    /// Goes on in maps that hold what these held, and have room for more.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be read.
+    pub fn move_to(&mut self, store: S) -> Result<(), StoreError> {
+        self.have = Programmed::restore(&store.dump()?);
+        self.store = store;
+        self.unsettled = true;
+        self.wanted.desired.touch_all();
+        Ok(())
+    }
+
     /// Programs what is wanted. `report` counts also what was done before an error.
     ///
     /// # Errors
@@ -289,6 +302,8 @@ impl<S: MapStore> Engine<S> {
 
 #[cfg(test)]
 mod tests {
+    use bytemuck::Zeroable;
+
     use super::*;
     use crate::{
         datapath::fake::{FakeMaps, FaultyMaps},
@@ -389,6 +404,28 @@ mod tests {
         let mut changed = wanted(&local);
         changed.fold(batch(&here));
         assert_eq!(changed.without_local(Traffic::Internal, Family::V4), 0);
+    }
+
+    #[test]
+    fn what_found_no_room_is_served_in_larger_maps_and_the_rest_stays() {
+        let small = FakeMaps::new(Capacities {
+            backends: 4,
+            ..Capacities::default()
+        });
+        let mut engine = Engine::start(wanted(&web(3)), small).unwrap();
+        sync(&mut engine);
+        engine.fold(batch(&web(9)));
+        assert_eq!(sync(&mut engine).full.len(), 1);
+
+        let mut larger = engine.store().clone();
+        larger.tables.backends.resize(64, Zeroable::zeroed());
+        let before = larger.tables.backends[..4].to_vec();
+        engine.move_to(larger).unwrap();
+        let report = sync(&mut engine);
+
+        assert_eq!(report.full, []);
+        assert_eq!(served(engine.store()), served(programmed(&web(9)).store()));
+        assert_eq!(engine.store().tables.backends[..3], before[..3]);
     }
 
     /// Maps that note what was asked of them.

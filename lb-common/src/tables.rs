@@ -10,8 +10,8 @@ use crate::{
     text::Text,
 };
 
-/// The layout of all maps together. Pins live under a folder of this name; another number is another
-/// folder, so that two layouts never meet.
+/// The layout of all maps together. A set of maps lies in a folder named after it, so that a version that
+/// has another layout does not read them.
 pub const SCHEMA: u32 = 1;
 
 /// Asserts a cell's size where the cell is declared.
@@ -445,6 +445,22 @@ impl Membership {
     /// Ready or serving: established flows may stay, whatever lists it is in.
     pub const SERVING: u32 = 4;
 
+    /// Bits of a generation that count the uses; those above say which set of maps began the count.
+    const USES: u32 = 0x00ff_ffff;
+
+    /// The generation that cells begin with in the set of maps of this number. What a socket remembers of
+    /// a cell in another set is then never taken for a use of the cell of that index in this one.
+    #[must_use]
+    pub const fn first_generation(set: u32) -> u32 {
+        set << Self::USES.count_ones()
+    }
+
+    /// The generation of the cell's next use.
+    #[must_use]
+    pub const fn next_generation(generation: u32) -> u32 {
+        (generation & !Self::USES) | (generation.wrapping_add(1) & Self::USES)
+    }
+
     /// The word to store.
     #[must_use]
     pub fn word(self) -> u64 {
@@ -669,15 +685,21 @@ pub struct Status {
     pub full: u32,
     /// [`SCHEMA`].
     pub schema: u32,
+    /// How often the maps have grown.
+    pub growths: u32,
+    /// How often they took over from those of another layout.
+    pub takeovers: u32,
     /// The node this agent serves.
     pub node: Text<256>,
     /// Its zone; empty: none.
     pub zone: Text<64>,
     /// The last thing that went wrong; empty: nothing is wrong.
     pub problem: Text<256>,
+    /// The agent's version.
+    pub version: Text<32>,
 }
 
-assert_size!(Status, 640);
+assert_size!(Status, 680);
 
 #[cfg(test)]
 mod tests {
@@ -710,6 +732,21 @@ mod tests {
         assert_eq!(ring.slot(0), 100);
         assert_eq!(ring.slot(u32::MAX / 2), 101);
         assert_eq!(ring.slot(u32::MAX), 102);
+    }
+
+    #[test]
+    fn a_cells_uses_never_run_into_those_of_another_set_of_maps() {
+        let last = Membership::first_generation(4) - 1;
+
+        assert_eq!(
+            Membership::next_generation(last),
+            Membership::first_generation(3)
+        );
+        assert_eq!(Membership::next_generation(0), 1);
+        assert_eq!(
+            Membership::first_generation(256),
+            Membership::first_generation(0)
+        );
     }
 
     #[test]

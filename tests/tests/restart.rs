@@ -145,7 +145,7 @@ fn a_second_cleanup_finds_nothing_and_succeeds() {
 
 /// The ids of the links that the node's agent has pinned, by file name.
 fn link_ids(scene: &Scene) -> BTreeMap<String, Value> {
-    let links = fs::read_dir(scene.node.pin_path().join("v1/links")).unwrap();
+    let links = fs::read_dir(scene.node.pin_path().join("links")).unwrap();
     let id = |path: &Path| {
         let mut bpftool = Command::new("bpftool");
         let output = bpftool

@@ -131,7 +131,7 @@ fn check(args: &Args) -> Vec<Finding> {
     let (Ok(mut object), Ok(cgroup)) = (object, cgroup) else {
         return findings;
     };
-    let loaded = proof::load_programs(&mut object);
+    let loaded = object.load_programs();
     findings.push(needed(
         "programs",
         loaded.map(|()| "the kernel accepts all eight"),

@@ -37,7 +37,7 @@ Exit codes:
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let pins = Pins::new(&args.pinned.pin_path);
-    if !pins.folder().exists() {
+    if !pins.exist() {
         anstream::eprintln!("nothing is installed at {}", pins.root().display());
         return Ok(ExitCode::from(NOT_INSTALLED));
     }

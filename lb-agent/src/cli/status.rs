@@ -5,7 +5,7 @@ mod table;
 
 use std::{collections::BTreeMap, io::Write, path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use lb_common::tables::{Status as Cell, names};
 use serde::Serialize;
@@ -60,6 +60,7 @@ struct Status {
     zone: Option<String>,
     /// Of the agent that programmed last.
     pid: u32,
+    version: String,
     /// Whether it still runs.
     running: bool,
     /// Unix time, as `last_sync`.
@@ -81,6 +82,17 @@ struct Status {
     backends: usize,
     /// Service ports by what became of topology hints.
     hints: BTreeMap<&'static str, usize>,
+    /// The folder of the maps that serve, or are about to.
+    set: String,
+    /// Their layout.
+    schema: u32,
+    /// Folders of maps that an unfinished growth or upgrade has left; the next start of an agent removes
+    /// them.
+    unfinished: Vec<String>,
+    /// How often the maps have grown since the agent's start.
+    growths: u32,
+    /// How often they took over from those of another layout.
+    takeovers: u32,
     maps: BTreeMap<&'static str, Usage>,
     counters: BTreeMap<&'static str, u64>,
     /// The attached ones.
@@ -100,7 +112,7 @@ struct Usage {
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let pins = Pins::new(&args.pinned.pin_path);
     let mut out = anstream::stdout().lock();
-    if !pins.folder().exists() {
+    if !pins.exist() {
         match args.pinned.output {
             Output::Json => writeln!(out, "{:#}", not_installed(&pins))?,
             Output::Table => {
@@ -128,6 +140,7 @@ fn not_installed(pins: &Pins) -> serde_json::Value {
 impl Status {
     fn read(pins: &Pins) -> Result<Self> {
         let maps = BpfMaps::open_pinned(pins)?;
+        let (set, unfinished) = sets(pins)?;
         let cell: Cell = maps.status()?;
         let tables = maps.dump()?;
         let attached = attached(pins)?;
@@ -140,6 +153,7 @@ impl Status {
             node: cell.node.as_str().to_owned(),
             zone: some_text(cell.zone.as_str()),
             pid: cell.pid,
+            version: cell.version.as_str().to_owned(),
             running: process::is_agent(cell.pid),
             started: cell.started_secs,
             last_sync: (cell.synced_secs != 0).then_some(cell.synced_secs),
@@ -158,6 +172,11 @@ impl Status {
                 .count(),
             backends: used_backends(&tables),
             hints: hints(&tables),
+            set,
+            schema: cell.schema,
+            unfinished,
+            growths: cell.growths,
+            takeovers: cell.takeovers,
             maps: usage(&tables),
             counters: maps.counters()?,
             programs: attached.iter().map(|link| link.program).collect(),
@@ -166,6 +185,15 @@ impl Status {
             pin_path: pins.root().to_owned(),
         })
     }
+}
+
+/// The set of maps that serves, or is about to, and those beside it.
+fn sets(pins: &Pins) -> Result<(String, Vec<String>)> {
+    let mut sets = pins.sets()?;
+    let newest = sets.pop().context("the maps were removed just now")?;
+    let beside = sets.iter().map(ToString::to_string);
+    let beside = beside.chain(pins.unfinished()?).collect();
+    Ok((newest.to_string(), beside))
 }
 
 fn some_text(text: &str) -> Option<String> {

@@ -14,7 +14,7 @@ use aya::programs::{CgroupAttachMode, CgroupSockAddr, links::FdLink};
 use crate::datapath::{
     cgroup::Cgroup,
     load::Object,
-    pins::Pins,
+    pins::{Pins, entries, remove_if_there},
     sys::{CgroupLinkInfo, link_info, open_pin, update_link},
 };
 
@@ -31,16 +31,23 @@ pub const PROGRAMS: [&str; 8] = [
     "nh_connect6",
 ];
 
-/// Makes every link run the object's programs, in this cgroup.
+/// Makes every link run the object's programs, in this cgroup, and removes the links that another version
+/// had beside them.
 ///
 /// # Errors
 ///
 /// The kernel refuses a program or a link. Links made before that stay.
 pub fn attach(object: &mut Object, cgroup: &Cgroup, pins: &Pins) -> Result<()> {
+    let links = pins.links();
+    fs::create_dir_all(&links).with_context(|| format!("making {}", links.display()))?;
     for name in PROGRAMS {
         attach_one(object, name, cgroup, pins).with_context(|| format!("attaching {name}"))?;
     }
-    Ok(())
+    let ours = PROGRAMS.map(|name| pins.link(name));
+    let others = entries(&links)?.into_iter();
+    others
+        .filter(|link| !ours.contains(link))
+        .try_for_each(|link| remove_if_there(&link))
 }
 
 fn attach_one(object: &mut Object, name: &str, cgroup: &Cgroup, pins: &Pins) -> Result<()> {
@@ -112,13 +119,4 @@ fn open_link(path: &Path) -> Result<Option<(OwnedFd, CgroupLinkInfo)>> {
     };
     let info = link_info(link.as_fd()).with_context(|| format!("asking for {}", path.display()))?;
     Ok(Some((link, info)))
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("removing {}", path.display()))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
 }

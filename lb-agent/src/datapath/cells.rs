@@ -69,6 +69,14 @@ impl<T: Pod> Cells<T> {
         (0..self.count).map(|at| self.read(at)).collect()
     }
 
+    /// Copies all cells into a larger array that nobody reads yet.
+    pub(super) fn fill(&self, larger: &Self) -> io::Result<()> {
+        if larger.count <= self.count {
+            return Ok(());
+        }
+        (0..self.count).try_for_each(|at| larger.write(at, &self.read(at)?))
+    }
+
     /// Writes a cell, word by word: only while no reader uses it.
     pub(super) fn write(&self, at: u32, value: &T) -> io::Result<()> {
         for (word, from) in self.cell(at)?.iter().zip(words(value)) {
@@ -159,6 +167,18 @@ mod tests {
             ..backend()
         };
         assert_eq!(cells.read(0).unwrap(), published);
+    }
+
+    #[test]
+    fn a_larger_array_is_filled_from_the_front_and_another_left_alone() {
+        let (small, large, same) = (cells(2), cells(4), cells(2));
+        small.write(1, &backend()).unwrap();
+        small.fill(&large).unwrap();
+        small.fill(&same).unwrap();
+
+        let empty = bytemuck::Zeroable::zeroed();
+        assert_eq!(large.read_all().unwrap(), [empty, backend(), empty, empty]);
+        assert_eq!(same.read_all().unwrap(), [empty, empty]);
     }
 
     #[test]

@@ -1,29 +1,37 @@
-//! The kernel object becomes maps and programs: new maps, or those that an earlier agent has pinned.
+//! The kernel object becomes maps and programs: new maps, those that are pinned, or some of each.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, MapType},
-    programs::{CgroupSockAddr, ProgramType},
+    programs::{CgroupSockAddr, ProgramError, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
 use lb_common::{
     reason::Reason,
     tables::{
-        Backend, Frontend, FrontendKey, Name, SERVICE_CIDRS_MAX, Service, ServiceCidr, Slot,
-        Socket, Status, ZONES_MAX, ZoneName, names,
+        Backend, Frontend, FrontendKey, Name, SCHEMA, SERVICE_CIDRS_MAX, Service, ServiceCidr,
+        Slot, Socket, Status, ZONES_MAX, ZoneName, names,
     },
 };
 
 use crate::{
-    datapath::{capability, maps::BpfMaps, pins::Pins},
+    datapath::{attach::PROGRAMS, capability, maps::BpfMaps, pins::MapSet},
     tables::set::Capacities,
 };
 
 /// `cargo xtask build` makes it, build.rs finds it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("NEARHOP_BPF_OBJECT"));
+
+/// Maps that are taken instead of made, and where they are pinned.
+pub(super) type Shared = BTreeMap<&'static str, PathBuf>;
 
 /// The object in the kernel: its maps, and its programs once they are loaded.
 #[derive(Debug)]
@@ -38,20 +46,26 @@ impl Object {
     ///
     /// The kernel refuses.
     pub fn create(capacities: Capacities) -> Result<Self> {
-        Self::load(capacities, None)
+        Self::load(capacities, &Shared::new())
     }
 
-    /// Takes the pinned maps.
+    /// Takes the maps of a set that [`is_readable`].
     ///
     /// # Errors
     ///
-    /// They are not as this agent would make them.
-    pub fn adopt(pins: &Pins) -> Result<Self> {
-        let capacities = check_layouts(pins)?;
-        Self::load(capacities, Some(pins))
+    /// They cannot be opened.
+    pub fn adopt(set: &MapSet) -> Result<Self> {
+        let capacities = BpfMaps::open_set(set)?.capacities();
+        let all = names::ALL.map(|name| (name, set.map(name)));
+        Self::load(capacities, &Shared::from(all))
     }
 
-    fn load(capacities: Capacities, pins: Option<&Pins>) -> Result<Self> {
+    /// Takes the pinned maps that are named, and makes the others.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub(super) fn load(capacities: Capacities, shared: &Shared) -> Result<Self> {
         let memlock = capability::lift_memlock();
         let set_retval = u8::from(has_set_retval()?);
         let mut loader = EbpfLoader::new();
@@ -62,10 +76,8 @@ impl Object {
             .map_max_entries(names::NAMES, capacities.services)
             .map_max_entries(names::SLOTS, capacities.slots)
             .map_max_entries(names::BACKENDS, capacities.backends);
-        if let Some(pins) = pins {
-            for name in names::ALL {
-                loader.map_pin_path(name, pins.map(name));
-            }
+        for (name, pin) in shared {
+            loader.map_pin_path(name, pin);
         }
         let loaded = loader.load(OBJECT);
         let loaded = match memlock {
@@ -90,10 +102,10 @@ impl Object {
         })
     }
 
-    /// Pins the maps.
-    pub(super) fn pin_maps(&self, pins: &Pins) -> Result<()> {
+    /// Pins the maps in a folder.
+    pub(super) fn pin_maps(&self, folder: &Path) -> Result<()> {
         for name in names::ALL {
-            let path = pins.map(name);
+            let path = folder.join(name);
             let pinned = self.map(name)?.pin(&path);
             pinned.with_context(|| format!("pinning {}", path.display()))?;
         }
@@ -111,16 +123,27 @@ impl Object {
         Ok(data)
     }
 
-    /// Loads a program: from here on the kernel has verified it.
+    /// Loads every program. What the kernel refuses is refused before anything is attached.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses one.
+    pub fn load_programs(&mut self) -> Result<()> {
+        PROGRAMS
+            .iter()
+            .try_for_each(|name| self.program(name).map(drop))
+    }
+
+    /// A program, loaded: the kernel has verified it.
     pub(super) fn program(&mut self, name: &str) -> Result<&mut CgroupSockAddr> {
         let program = self.ebpf.program_mut(name);
         let program =
             program.with_context(|| format!("the kernel object has no program {name}"))?;
         let program: &mut CgroupSockAddr = program.try_into()?;
-        program
-            .load()
-            .with_context(|| format!("loading the program {name}"))?;
-        Ok(program)
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
+            Err(error) => Err(error).with_context(|| format!("loading the program {name}")),
+        }
     }
 }
 
@@ -193,24 +216,67 @@ const LAYOUTS: [Layout; names::ALL.len()] = [
     array::<Status>(names::STATUS, Some(1)),
 ];
 
-/// Compares the pinned maps with what this agent would make, and returns their capacities.
-fn check_layouts(pins: &Pins) -> Result<Capacities> {
-    for layout in &LAYOUTS {
-        let path = pins.map(layout.name);
-        let map =
-            MapData::from_pin(&path).with_context(|| format!("opening {}", path.display()))?;
-        ensure!(
-            layout.is_that_of(&map)?,
-            "{} has another layout than this agent's; run `lb-agent cleanup --pin-path {}` and start \
-             again, which interrupts Service traffic in between",
-            path.display(),
-            pins.root().display()
-        );
+/// The maps that a set with these capacities shares with `set`: those that need not grow.
+pub(super) fn unchanged(set: &MapSet, have: Capacities, want: Capacities) -> Shared {
+    let same = |name: &&str| match *name {
+        names::FRONTENDS => have.frontends == want.frontends,
+        names::SERVICES | names::NAMES => have.services == want.services,
+        names::SLOTS => have.slots == want.slots,
+        names::BACKENDS => have.backends == want.backends,
+        _ => true,
+    };
+    let shared = names::ALL.into_iter().filter(same);
+    shared.map(|name| (name, set.map(name))).collect()
+}
+
+/// Whether this agent reads and writes such maps: the set has the layout's number, and every map looks as
+/// this agent would make it. Without the second, a version whose maker forgot to raise the number would
+/// take cells for what they are not.
+///
+/// # Errors
+///
+/// A map cannot be opened.
+pub fn is_readable(set: &MapSet) -> Result<bool> {
+    if set.schema() != SCHEMA {
+        return Ok(false);
     }
-    Ok(BpfMaps::open_pinned(pins)?.capacities())
+    for layout in &LAYOUTS {
+        if !layout.is_at(&set.map(layout.name))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The maps that a set of another layout can hand on, each from the latest of `sets` that has it as this
+/// agent would make it: what sockets remember, and the counters. Neither holds an index whose use a
+/// program does not check.
+pub(super) fn heirlooms(sets: &[MapSet]) -> Result<Shared> {
+    let kept = |layout: &&Layout| [names::SOCKETS, names::COUNTERS].contains(&layout.name);
+    let mut shared = Shared::new();
+    for layout in LAYOUTS.iter().filter(kept) {
+        for set in sets.iter() {
+            let pin = set.map(layout.name);
+            if layout.is_at(&pin)? {
+                shared.insert(layout.name, pin);
+            }
+        }
+    }
+    Ok(shared)
 }
 
 impl Layout {
+    fn is_at(&self, pin: &Path) -> Result<bool> {
+        if !pin.exists() {
+            return Ok(false);
+        }
+        let map = MapData::from_pin(pin).with_context(|| {
+            let pin = pin.display();
+            format!("opening {pin}; pins are root's, and need CAP_BPF")
+        })?;
+        Ok(self.is_that_of(&map)?)
+    }
+
     fn is_that_of(&self, map: &MapData) -> io::Result<bool> {
         let info = map.info().map_err(io::Error::other)?;
         Ok(info.map_type().is_ok_and(|kind| kind == self.kind)

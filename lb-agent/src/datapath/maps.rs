@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, io, mem::offset_of};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use lb_common::{
     reason::Reason,
     tables::{
-        Backend, Frontend, FrontendKey, List, Membership, Name, Service, ServiceCidr, Slot, Status,
-        ZoneName, names,
+        Backend, Frontend, FrontendKey, List, Membership, Name, SCHEMA, Service, ServiceCidr, Slot,
+        Status, ZoneName, names,
     },
 };
 
@@ -16,7 +16,8 @@ use crate::{
     datapath::{
         cells::Cells,
         grace::Grace,
-        pins::Pins,
+        load::is_readable,
+        pins::{MapSet, Pins},
         store::{MapStore, StoreError},
         sys::Raw,
     },
@@ -67,19 +68,53 @@ impl BpfMaps {
         })
     }
 
-    /// Opens what is pinned.
+    /// Opens what is pinned, and serves or is about to.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is pinned, it has another layout, or it is not ours to open.
+    pub fn open_pinned(pins: &Pins) -> Result<Self> {
+        let set = pins.sets()?.pop();
+        let set =
+            set.with_context(|| format!("no maps are pinned at {}", pins.root().display()))?;
+        ensure!(
+            is_readable(&set)?,
+            "this program cannot read the maps in {}, whose layout is not its own ({SCHEMA}); use the \
+             lb-agent of the version that runs",
+            set.folder().display(),
+        );
+        Self::open_set(&set)
+    }
+
+    /// Opens a set of maps that [`is_readable`].
     ///
     /// # Errors
     ///
     /// A map is not there, or not ours to open.
-    pub fn open_pinned(pins: &Pins) -> Result<Self> {
+    pub fn open_set(set: &MapSet) -> Result<Self> {
         Self::open(|name| {
-            let path = pins.map(name);
+            let path = set.map(name);
             MapData::from_pin(&path).with_context(|| {
                 let path = path.display();
                 format!("opening {path}; pins are root's, and need CAP_BPF")
             })
         })
+    }
+
+    /// Says of every backend cell which set's it is, before its first use.
+    ///
+    /// # Errors
+    ///
+    /// A cell cannot be written.
+    pub(super) fn begin_generations(&self, set: &MapSet) -> Result<()> {
+        let unused = Membership {
+            lists: 0,
+            generation: set.first_generation(),
+        };
+        let offset = offset_of!(Backend, membership);
+        (0..self.backends.count())
+            .try_for_each(|at| self.backends.publish(at, offset, unused.word()))
+            .context(names::BACKENDS)
     }
 
     #[must_use]
@@ -90,6 +125,39 @@ impl BpfMaps {
             slots: self.slots.count(),
             backends: self.backends.count(),
         }
+    }
+
+    /// Copies what these maps hold into those of a set in which some are larger. The others are the same
+    /// maps in both.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    pub(super) fn fill(&self, larger: &mut Self) -> Result<()> {
+        self.services
+            .fill(&larger.services)
+            .context(names::SERVICES)?;
+        self.slots.fill(&larger.slots).context(names::SLOTS)?;
+        self.backends
+            .fill(&larger.backends)
+            .context(names::BACKENDS)?;
+        self.names.fill(&larger.names).context(names::NAMES)?;
+        if larger.frontends_max > self.frontends_max {
+            self.fill_frontends(&mut larger.frontends)
+                .context(names::FRONTENDS)?;
+        }
+        Ok(())
+    }
+
+    fn fill_frontends(
+        &self,
+        larger: &mut HashMap<MapData, Raw<FrontendKey>, Raw<Frontend>>,
+    ) -> Result<()> {
+        for entry in self.frontends.iter() {
+            let (key, frontend) = entry?;
+            larger.insert(key, frontend, 0)?;
+        }
+        Ok(())
     }
 
     /// Each reason's count, over all CPUs.

@@ -1,21 +1,32 @@
-//! Where pins lie: `<pin-path>/v1/<MAP>` and `<pin-path>/v1/links/<program>`. Pins are what keeps the
-//! data path working while no agent runs.
+//! Where pins lie. Pins are what keeps the data path working while no agent runs.
+//!
+//! ```text
+//! <pin-path>/links/<program>       one link for each program, whichever version's it runs
+//! <pin-path>/v1/<MAP>              the first set of maps, in layout 1
+//! <pin-path>/v2-1/<MAP>            the next one, in layout 2: the highest number serves, or is about to
+//! <pin-path>/building-v2-2/<MAP>   a set whose maker was killed; nobody looks at it
+//! ```
+//!
+//! Every version keeps to this, as each may meet the pins of those before and after it. How one set takes
+//! another's place is in `migrate.rs`.
 
 use std::{
-    fs,
+    fmt, fs,
     fs::File,
     io,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lb_common::tables::{SCHEMA, names};
+use lb_common::tables::{Membership, SCHEMA};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
 };
 
-use crate::datapath::{attach::PROGRAMS, bpffs};
+use crate::datapath::bpffs;
+
+const BUILDING: &str = "building-";
 
 /// One agent's pins.
 #[derive(Clone, Debug)]
@@ -27,17 +38,63 @@ pub struct Pins {
 #[derive(Debug)]
 pub struct Lock(#[expect(dead_code, reason = "open for as long as the lock is held")] File);
 
-/// What lies there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Nothing of ours.
-    Empty,
-    /// Maps, and no link: a start that ended before anything was attached. Nobody uses them.
-    Unfinished,
-    /// Everything is there, and serving.
-    Installed,
-    /// Links serve, and these maps cannot be found: nothing that could be carried on.
-    Broken { missing: Vec<&'static str> },
+/// One set of maps. Sets are numbered through all layouts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MapSet {
+    number: u32,
+    schema: u32,
+    root: PathBuf,
+}
+
+impl MapSet {
+    /// As its folder's name says; `None` for another folder's.
+    fn parse(root: &Path, name: &str) -> Option<Self> {
+        let numbers = name.strip_prefix('v')?;
+        let (schema, number) = numbers.split_once('-').unwrap_or((numbers, "0"));
+        let set = Self {
+            number: number.parse().ok()?,
+            schema: schema.parse().ok()?,
+            root: root.to_owned(),
+        };
+        (set.to_string() == name).then_some(set)
+    }
+
+    /// The layout of its maps.
+    #[must_use]
+    pub fn schema(&self) -> u32 {
+        self.schema
+    }
+
+    #[must_use]
+    pub fn folder(&self) -> PathBuf {
+        self.root.join(self.to_string())
+    }
+
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.folder().join(name)
+    }
+
+    /// What the generations of its backend cells begin with.
+    #[must_use]
+    pub fn first_generation(&self) -> u32 {
+        Membership::first_generation(self.number)
+    }
+
+    fn building(&self) -> PathBuf {
+        self.root.join(format!("{BUILDING}{self}"))
+    }
+}
+
+/// The name of its folder.
+impl fmt::Display for MapSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "v{}", self.schema)?;
+        match self.number {
+            0 => Ok(()),
+            number => write!(f, "-{number}"),
+        }
+    }
 }
 
 impl Pins {
@@ -51,20 +108,9 @@ impl Pins {
         &self.root
     }
 
-    /// The folder of this layout.
-    #[must_use]
-    pub fn folder(&self) -> PathBuf {
-        self.root.join(format!("v{SCHEMA}"))
-    }
-
-    #[must_use]
-    pub fn map(&self, name: &str) -> PathBuf {
-        self.folder().join(name)
-    }
-
     #[must_use]
     pub fn links(&self) -> PathBuf {
-        self.folder().join("links")
+        self.root.join("links")
     }
 
     #[must_use]
@@ -77,29 +123,114 @@ impl Pins {
         self.links().join(format!("{program}-next"))
     }
 
+    /// Whether there is anything of ours.
+    #[must_use]
+    pub fn exist(&self) -> bool {
+        self.links().exists() || self.sets().map_or(true, |sets| !sets.is_empty())
+    }
+
     /// Whether programs of an earlier start serve from here.
     #[must_use]
     pub fn serve(&self) -> bool {
-        match self.state() {
-            State::Empty | State::Unfinished => false,
-            State::Installed | State::Broken { .. } => true,
-        }
+        entries(&self.links()).map_or(true, |links| !links.is_empty())
     }
 
-    /// What lies there.
-    #[must_use]
-    pub fn state(&self) -> State {
-        let there = |path: PathBuf| path.exists();
-        let any_link = PROGRAMS.iter().any(|program| there(self.link(program)));
-        let (found, missing): (Vec<_>, Vec<_>) = names::ALL
+    /// The sets of maps, of this and other layouts, by their number.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read.
+    pub fn sets(&self) -> Result<Vec<MapSet>> {
+        let parse = |path: &PathBuf| MapSet::parse(&self.root, path.file_name()?.to_str()?);
+        let mut sets: Vec<_> = entries(&self.root)?.iter().filter_map(parse).collect();
+        sets.sort();
+        Ok(sets)
+    }
+
+    /// The set of this layout that a new one would be. Its number is above all that there are.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read.
+    pub(super) fn next_set(&self) -> Result<MapSet> {
+        let last = self.sets()?.pop();
+        Ok(MapSet {
+            number: last.map_or(0, |set| set.number + 1),
+            schema: SCHEMA,
+            root: self.root.clone(),
+        })
+    }
+
+    /// Makes a set visible at once, with all the maps that `pin` pins in the folder it is given.
+    ///
+    /// # Errors
+    ///
+    /// `pin` failed, or the place is not ours to write. Then there is no such set.
+    pub(super) fn publish(
+        &self,
+        set: &MapSet,
+        pin: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let building = set.building();
+        fs::create_dir_all(&building).with_context(|| format!("making {}", building.display()))?;
+        pin(&building)?;
+        let folder = set.folder();
+        fs::rename(&building, &folder).with_context(|| format!("making {}", folder.display()))
+    }
+
+    /// The names of what makers of sets are at, or have left when they were killed.
+    ///
+    /// # Errors
+    ///
+    /// The folder cannot be read.
+    pub fn unfinished(&self) -> Result<Vec<String>> {
+        let folders = entries(&self.root)?
             .into_iter()
-            .partition(|name| there(self.map(name)));
-        match (any_link, missing.is_empty()) {
-            (true, true) => State::Installed,
-            (true, false) => State::Broken { missing },
-            (false, _) if found.is_empty() => State::Empty,
-            (false, _) => State::Unfinished,
+            .filter(|path| is_building(path));
+        let names = folders.filter_map(|path| path.file_name()?.to_str().map(str::to_owned));
+        Ok(names.collect())
+    }
+
+    /// Removes what a maker of a set has left that was killed. (Whoever has the lock is the only maker.)
+    ///
+    /// # Errors
+    ///
+    /// A file is not ours to remove.
+    pub(super) fn remove_unfinished(&self) -> Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        for folder in entries(&self.root)?.iter().filter(|path| is_building(path)) {
+            removed.extend(remove_with_content(folder)?);
         }
+        Ok(removed)
+    }
+
+    /// Removes every set but this one.
+    ///
+    /// # Errors
+    ///
+    /// A file is not ours to remove.
+    pub(super) fn keep_only(&self, set: &MapSet) -> Result<()> {
+        self.remove_unfinished()?;
+        for other in self.sets()?.iter().filter(|other| *other != set) {
+            remove_with_content(&other.folder())?;
+        }
+        Ok(())
+    }
+
+    /// Removes every pin of every version, and the folder above them unless somebody else put something
+    /// there. Links go first, so that no program meets a map that is gone. Returns what was removed.
+    ///
+    /// # Errors
+    ///
+    /// A file is not ours to remove.
+    pub fn remove_all(&self) -> Result<Vec<PathBuf>> {
+        let mut removed = remove_with_content(&self.links())?;
+        for set in self.sets()? {
+            removed.extend(remove_with_content(&set.folder())?);
+        }
+        removed.extend(self.remove_unfinished()?);
+        removed.extend(remove_folder(&self.root)?);
+        Ok(removed)
     }
 
     /// Makes the folder above all layouts, and keeps every other agent from writing there: two that
@@ -122,17 +253,6 @@ impl Pins {
         }
     }
 
-    /// Makes the folders.
-    ///
-    /// # Errors
-    ///
-    /// The place is not on a BPF file system, or not ours to write.
-    pub fn create_folders(&self) -> Result<()> {
-        self.require_bpffs()?;
-        let links = self.links();
-        fs::create_dir_all(&links).with_context(|| format!("making {}", links.display()))
-    }
-
     /// # Errors
     ///
     /// The place is not on a BPF file system, which alone can hold pins.
@@ -148,57 +268,38 @@ impl Pins {
         );
         Ok(())
     }
-
-    /// Removes the pins of this layout and their folders.
-    ///
-    /// # Errors
-    ///
-    /// A file is not ours to remove.
-    pub fn remove(&self) -> Result<Vec<PathBuf>> {
-        remove_layout(&self.folder())
-    }
-
-    /// Removes the pins of every layout there was, and the folder above them unless somebody else put
-    /// something there. Returns what was removed.
-    ///
-    /// # Errors
-    ///
-    /// A file is not ours to remove.
-    pub fn remove_all(&self) -> Result<Vec<PathBuf>> {
-        let mut removed = Vec::new();
-        for folder in entries(&self.root)?
-            .into_iter()
-            .filter(|path| is_layout(path))
-        {
-            removed.extend(remove_layout(&folder)?);
-        }
-        removed.extend(remove_folder(&self.root)?);
-        Ok(removed)
-    }
 }
 
-/// `v` and a number.
-fn is_layout(folder: &Path) -> bool {
+/// A set in the making, of any version.
+fn is_building(folder: &Path) -> bool {
     let name = folder.file_name().and_then(|name| name.to_str());
-    let number = name.and_then(|name| name.strip_prefix('v'));
-    number.is_some_and(|number| number.parse::<u32>().is_ok())
+    let set = name.and_then(|name| name.strip_prefix(BUILDING));
+    set.is_some_and(|set| MapSet::parse(Path::new(""), set).is_some())
 }
 
-/// Links first, so that no program meets a map that is gone.
-fn remove_layout(folder: &Path) -> Result<Vec<PathBuf>> {
+/// Removes the files in a folder, and the folder if nothing else is in it.
+fn remove_with_content(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
-    for folder in [&folder.join("links"), folder] {
-        for path in entries(folder)?.into_iter().filter(|path| !path.is_dir()) {
-            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
-            removed.push(path);
-        }
-        removed.extend(remove_folder(folder)?);
+    for path in entries(folder)?.into_iter().filter(|path| !path.is_dir()) {
+        remove_if_there(&path)?;
+        removed.push(path);
     }
+    removed.extend(remove_folder(folder)?);
     Ok(removed)
 }
 
+/// Removes a file, which may be gone already.
+pub(super) fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// What is in a folder, in order; nothing if there is no such folder.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -228,20 +329,61 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_lies_there_is_told_apart() {
+    fn sets_are_in_the_order_of_their_numbers_whatever_their_layout() {
         let (_folder, pins) = pins();
-        assert_eq!(pins.state(), State::Empty);
+        for name in [
+            "v2-10",
+            "v1",
+            "v2-9",
+            "v01",
+            "v1-0",
+            "v",
+            "w3",
+            "building-v1-11",
+        ] {
+            fs::create_dir_all(pins.root().join(name)).unwrap();
+        }
+        let sets = pins.sets().unwrap();
 
-        fs::create_dir_all(pins.links()).unwrap();
-        names::ALL.iter().for_each(|name| touch(&pins.map(name)));
-        assert_eq!(pins.state(), State::Unfinished);
+        let names: Vec<_> = sets.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["v1", "v2-9", "v2-10"]);
+        assert_eq!(
+            pins.next_set().unwrap().to_string(),
+            format!("v{SCHEMA}-11")
+        );
+    }
 
-        touch(&pins.link("nh_connect4"));
-        assert_eq!(pins.state(), State::Installed);
+    #[test]
+    fn a_set_is_there_with_all_its_maps_or_not_at_all() {
+        let (_folder, pins) = pins();
+        let set = pins.next_set().unwrap();
+        let killed = |_: &Path| bail!("killed");
+        pins.publish(&set, killed).unwrap_err();
+        assert_eq!(pins.sets().unwrap(), []);
 
-        fs::remove_file(pins.map(names::SLOTS)).unwrap();
-        let missing = vec![names::SLOTS];
-        assert_eq!(pins.state(), State::Broken { missing });
+        pins.remove_unfinished().unwrap();
+        let pin = |at: &Path| {
+            touch(&at.join("SLOTS"));
+            assert_eq!(pins.sets()?, [], "nobody sees it before it is whole");
+            Ok(())
+        };
+        pins.publish(&set, pin).unwrap();
+        assert!(set.map("SLOTS").exists());
+        assert_eq!(pins.sets().unwrap(), [set]);
+    }
+
+    #[test]
+    fn a_set_that_serves_alone_is_kept_alone() {
+        let (_folder, pins) = pins();
+        for name in ["v1", "v2-1", "building-v9-7"] {
+            fs::create_dir_all(pins.root().join(name)).unwrap();
+            touch(&pins.root().join(name).join("SLOTS"));
+        }
+        let set = pins.next_set().unwrap();
+        pins.publish(&set, |_| Ok(())).unwrap();
+        pins.keep_only(&set).unwrap();
+
+        assert_eq!(entries(pins.root()).unwrap(), [set.folder()]);
     }
 
     #[test]
@@ -256,20 +398,36 @@ mod tests {
     }
 
     #[test]
-    fn every_layout_is_removed_links_first_and_nothing_else() {
+    fn every_version_is_removed_links_first_and_nothing_else() {
         let (_folder, pins) = pins();
-        fs::create_dir_all(pins.links()).unwrap();
-        fs::create_dir_all(pins.root().join("v0")).unwrap();
-        touch(&pins.link("nh_connect4"));
-        touch(&pins.map(names::SLOTS));
-        touch(&pins.root().join("theirs"));
+        for file in [
+            "links/nh_connect4",
+            "v1/SLOTS",
+            "v7-3/OTHER",
+            "building-v7-4/OTHER",
+            "theirs",
+        ] {
+            let path = pins.root().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            touch(&path);
+        }
 
         let removed = pins.remove_all().unwrap();
-        let old = pins.root().join("v0");
-        let links = [pins.link("nh_connect4"), pins.links()];
-        let rest = [pins.map(names::SLOTS), pins.folder()];
-        assert_eq!(removed, [&[old][..], &links, &rest].concat());
-        assert!(pins.root().join("theirs").exists());
+        let at = |name: &str| pins.root().join(name);
+        assert_eq!(
+            removed,
+            [
+                at("links/nh_connect4"),
+                at("links"),
+                at("v1/SLOTS"),
+                at("v1"),
+                at("v7-3/OTHER"),
+                at("v7-3"),
+                at("building-v7-4/OTHER"),
+                at("building-v7-4"),
+            ]
+        );
+        assert_eq!(entries(pins.root()).unwrap(), [at("theirs")]);
     }
 
     #[test]

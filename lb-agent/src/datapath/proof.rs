@@ -17,29 +17,13 @@ use lb_common::{
 };
 
 use crate::{
-    datapath::{
-        attach::{PROGRAMS, attach_until_dropped},
-        cgroup::Cgroup,
-        load::Object,
-        store::MapStore,
-    },
+    datapath::{attach::attach_until_dropped, cgroup::Cgroup, load::Object, store::MapStore},
     tables::{Op, set::Capacities},
 };
 
 /// Where the proof's Service answers. In loopback's range, so that a connect which is not translated
 /// leaves this machine as little as one which is; nobody listens there.
 const SERVICE: Ipv4Addr = Ipv4Addr::new(127, 192, 0, 2);
-
-/// Loads every program into this kernel.
-///
-/// # Errors
-///
-/// The kernel refuses one.
-pub fn load_programs(object: &mut Object) -> Result<()> {
-    PROGRAMS
-        .iter()
-        .try_for_each(|name| object.program(name).map(drop))
-}
 
 /// Makes maps of the smallest size, for nobody else.
 ///

@@ -70,8 +70,8 @@ impl fmt::Display for Full {
                 flag,
             } => write!(
                 f,
-                "{map} is full ({capacity} cells); {state}. Run `lb-agent cleanup` on these pins and \
-                 start again with {flag} above {capacity}"
+                "{map} is full ({capacity} cells); {state}. It grows by itself, unless {flag} holds it at \
+                 that: start the agent with more, or without the flag"
             ),
             Lacking::List { len } => write!(
                 f,
@@ -235,7 +235,7 @@ impl Work {
                 });
             }
             let generation = &mut have.generations[index.0 as usize];
-            *generation = generation.wrapping_add(1);
+            *generation = Membership::next_generation(*generation);
             let membership = Membership {
                 lists: want.backends[key],
                 generation: *generation,

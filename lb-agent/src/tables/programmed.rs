@@ -212,6 +212,15 @@ impl Programmed {
         }
     }
 
+    /// Whether a table is more than half full: then an update of everything may find no room beside what
+    /// it replaces.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        let used = self.used().by_map().into_iter();
+        let mut tables = used.zip(self.capacities().by_map());
+        tables.any(|((_, used), (_, cells))| used > cells / 2)
+    }
+
     /// Whether something waits for a grace period.
     #[must_use]
     pub fn needs_grace(&self) -> bool {

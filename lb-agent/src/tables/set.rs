@@ -36,6 +36,31 @@ impl Capacities {
             (names::BACKENDS, self.backends),
         ]
     }
+
+    /// Room for what either has room for.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            frontends: self.frontends.max(other.frontends),
+            services: self.services.max(other.services),
+            slots: self.slots.max(other.slots),
+            backends: self.backends.max(other.backends),
+        }
+    }
+
+    /// Twice the room in one map.
+    #[must_use]
+    pub fn doubled_in(mut self, map: &str) -> Self {
+        let cells = match map {
+            names::FRONTENDS => &mut self.frontends,
+            names::SERVICES => &mut self.services,
+            names::SLOTS => &mut self.slots,
+            names::BACKENDS => &mut self.backends,
+            _ => return self,
+        };
+        *cells = cells.saturating_mul(2);
+        self
+    }
 }
 
 impl Default for Capacities {

@@ -44,7 +44,8 @@ fn agent(status: &Status, out: &mut impl Write) -> io::Result<()> {
     };
     writeln!(
         out,
-        "agent       pid {} {runs}, started {}",
+        "agent       {}, pid {} {runs}, started {}",
+        status.version,
         status.pid,
         ago(status.started)
     )?;
@@ -89,7 +90,20 @@ fn kernel(status: &Status, out: &mut impl Write) -> io::Result<()> {
         (None, None) => "none".to_owned(),
     };
     writeln!(out, "cgroup      {cgroup}")?;
-    writeln!(out, "pins        {}", status.pin_path.display())
+    writeln!(out, "pins        {}", status.pin_path.display())?;
+    writeln!(
+        out,
+        "set         {}, of layout {}; grown {} times, {} takeovers",
+        status.set, status.schema, status.growths, status.takeovers
+    )?;
+    if status.unfinished.is_empty() {
+        return Ok(());
+    }
+    writeln!(
+        out,
+        "{BAD}unfinished{BAD:#}  {} is left of a growth or upgrade; the next start of the agent removes it",
+        status.unfinished.join(" ")
+    )
 }
 
 fn maps(status: &Status, out: &mut impl Write) -> io::Result<()> {

@@ -1,0 +1,162 @@
+//! From one set of maps to the next: after a start beside another layout, in either direction, and when
+//! maps grow. One way for all, because each needs the same things: everybody is served at each moment, and
+//! whoever is killed at any point leaves something that any version can carry on.
+//!
+//! 1. *make*: new maps, which nobody sees, filled completely. Maps that need not change are shared with
+//!    the old set: the same map in both. What sockets remember is shared whenever its layout allows;
+//! 2. *publish*: the set gets its folder, all maps at once, with a number above every other. From here on,
+//!    whoever starts goes on with this set, if it has that layout, or makes yet another above it;
+//! 3. *move*: each link runs the new programs, one after the other, by an update in place: no call meets
+//!    two programs or none. Those that show addresses come before those that change them;
+//! 4. *drop*: links that this version does not have, then the old set. Its maps live in the kernel until
+//!    the last program that runs on them has ended.
+//!
+//! Between 2 and 4 some calls meet the old set and some the new one. Both serve, and nothing is written to
+//! either before all links have moved. A set never takes over from one with a higher number, so of two
+//! sets only one is ever written to again, and what a socket remembers has one meaning (see
+//! `Membership::first_generation` for sets that do not share their indices).
+
+use anyhow::Result;
+use lb_common::tables::names;
+
+use crate::{
+    datapath::{
+        attach,
+        cgroup::Cgroup,
+        load::{self, Object},
+        maps::BpfMaps,
+        pins::{MapSet, Pins},
+    },
+    tables::set::Capacities,
+};
+
+/// A set of maps, and the programs that are to run on it until they do.
+#[derive(Debug)]
+pub struct Datapath {
+    pins: Pins,
+    set: MapSet,
+    origin: Origin,
+    /// Until it is attached.
+    object: Option<Object>,
+}
+
+/// Where the maps come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nothing was there.
+    Nothing,
+    /// They are those of an earlier agent.
+    Adopted,
+    /// They take the place of another layout's.
+    OtherLayout(MapSet),
+    /// They take the place of smaller ones.
+    Smaller(MapSet),
+}
+
+impl Origin {
+    /// Whether another version made what was there.
+    #[must_use]
+    pub fn is_other_layout(&self) -> bool {
+        matches!(self, Self::OtherLayout(_))
+    }
+}
+
+impl Datapath {
+    /// Adopts the maps that are pinned, or makes new ones. Nothing of them is visible or attached before
+    /// [`Datapath::attach`].
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn open(pins: &Pins, capacities: Capacities) -> Result<(Self, BpfMaps)> {
+        pins.require_bpffs()?;
+        pins.remove_unfinished()?;
+        let mut sets = pins.sets()?;
+        let (set, origin, object) = match sets.pop() {
+            Some(newest) if load::is_readable(&newest)? => {
+                let object = Object::adopt(&newest)?;
+                (newest, Origin::Adopted, object)
+            }
+            Some(other) => {
+                sets.push(other.clone());
+                let object = Object::load(capacities, &load::heirlooms(&sets)?)?;
+                (pins.next_set()?, Origin::OtherLayout(other), object)
+            }
+            None => (
+                pins.next_set()?,
+                Origin::Nothing,
+                Object::create(capacities)?,
+            ),
+        };
+        let maps = object.maps()?;
+        if origin != Origin::Adopted {
+            maps.begin_generations(&set)?;
+        }
+        let datapath = Self {
+            pins: pins.clone(),
+            set,
+            origin,
+            object: Some(object),
+        };
+        Ok((datapath, maps))
+    }
+
+    /// Makes maps with more room, which hold what `maps`, those of this set, hold: every index and every
+    /// generation means the same in both. Nothing of them is visible, and nothing may be written to
+    /// either, before [`Datapath::attach`] of what is returned.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses: there is no memory. All is as it was.
+    pub fn grow(&self, maps: &BpfMaps, to: Capacities) -> Result<(Self, BpfMaps)> {
+        let set = self.pins.next_set()?;
+        let shared = load::unchanged(&self.set, maps.capacities(), to);
+        let mut object = Object::load(to, &shared)?;
+        object.load_programs()?;
+        let mut larger = object.maps()?;
+        if !shared.contains_key(names::BACKENDS) {
+            larger.begin_generations(&set)?;
+        }
+        maps.fill(&mut larger)?;
+        let next = Self {
+            pins: self.pins.clone(),
+            set,
+            origin: Origin::Smaller(self.set.clone()),
+            object: Some(object),
+        };
+        Ok((next, larger))
+    }
+
+    /// Where the maps come from.
+    #[must_use]
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The set of maps.
+    #[must_use]
+    pub fn set(&self) -> &MapSet {
+        &self.set
+    }
+
+    /// Publishes the maps, which are complete by now, moves the links here and drops what was there
+    /// before. Once is enough; then this does nothing.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub fn attach(&mut self, cgroup: &Cgroup) -> Result<()> {
+        let Some(object) = &mut self.object else {
+            return Ok(());
+        };
+        object.load_programs()?;
+        if self.origin != Origin::Adopted {
+            self.pins
+                .publish(&self.set, |folder| object.pin_maps(folder))?;
+        }
+        attach::attach(object, cgroup, &self.pins)?;
+        self.pins.keep_only(&self.set)?;
+        self.object = None;
+        Ok(())
+    }
+}
