@@ -185,7 +185,7 @@ fn three_capabilities_are_enough() {
 }
 
 #[test]
-fn a_second_agent_on_the_same_pins_is_refused() {
+fn a_second_agent_on_the_same_pins_is_refused_and_told_of_the_first() {
     let scene = Scene::new(1);
 
     let second = scene
@@ -195,7 +195,12 @@ fn a_second_agent_on_the_same_pins_is_refused() {
 
     assert!(!status.success(), "{status}");
     let log = second.log();
-    assert!(log.contains("another agent"), "{log}");
+    let first = format!(
+        "another agent (pid {}, node {})",
+        scene.agent.id(),
+        scene::NODE
+    );
+    assert!(log.contains(&first), "{log}");
     serves(&scene);
 }
 

@@ -24,7 +24,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::datapath::bpffs;
+use crate::datapath::{bpffs, maps::BpfMaps, process};
 
 const BUILDING: &str = "building-";
 
@@ -246,10 +246,29 @@ impl Pins {
         match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Lock(folder)),
             Err(Errno::WOULDBLOCK) => bail!(
-                "another agent serves from {root} (`lb-agent status --pin-path {root}` tells which); \
-                 stop it, or give another --pin-path"
+                "another agent ({}) serves from {root}; stop it, or give another --pin-path",
+                self.holder(&folder)
             ),
             Err(error) => Err(error).with_context(|| format!("locking {root}")),
+        }
+    }
+
+    /// Who has the lock, in words. One in another pid namespace is known by its own word alone, and one
+    /// that has not programmed anything yet by the lock alone.
+    fn holder(&self, folder: &File) -> String {
+        let locked = process::lock_holder(folder).ok().flatten();
+        let status = BpfMaps::open_pinned(self).and_then(|maps| maps.status());
+        match (locked, status.ok()) {
+            (Some(pid), Some(status)) if status.pid == pid => {
+                format!("pid {pid}, node {}", status.node.as_str())
+            }
+            (Some(pid), _) => format!("pid {pid}"),
+            (None, Some(status)) => format!(
+                "node {}, pid {} in a pid namespace of its own",
+                status.node.as_str(),
+                status.pid
+            ),
+            (None, None) => "in another pid namespace".to_owned(),
         }
     }
 
@@ -391,7 +410,8 @@ mod tests {
         let (_folder, pins) = pins();
         let first = pins.lock().unwrap();
         let error = pins.lock().unwrap_err().to_string();
-        assert!(error.contains("another agent"), "{error}");
+        let own = format!("another agent (pid {})", std::process::id());
+        assert!(error.contains(&own), "{error}");
 
         drop(first);
         pins.lock().unwrap();
