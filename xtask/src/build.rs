@@ -2,6 +2,7 @@
 //! embeds it. Not a build script, because the object is for another target, and because a build
 //! script must not install a linker.
 
+pub(crate) mod next;
 mod shipped;
 
 use std::{
@@ -38,6 +39,10 @@ pub(crate) struct Args {
     /// Build the agent as the image has it, for this processor
     #[arg(long, value_name = "PROCESSOR", conflicts_with = "object_only")]
     target: Option<Processor>,
+
+    /// Build only the agent whose maps have another layout, for the tests of an upgrade
+    #[arg(long, conflicts_with_all = ["object_only", "target"])]
+    next_layout: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -48,6 +53,10 @@ Examples:
 
 pub(crate) fn build(args: &Args) -> Result<ExitCode> {
     let tree = Tree::find()?;
+    if args.next_layout {
+        next::build(&tree)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     match args.target {
         Some(processor) => {
             static_agent(&tree, processor)?;

@@ -113,6 +113,7 @@ fn unit(tree: &Tree, args: &Args) -> Result<Tally> {
 
 fn lab(tree: &Tree, args: &Args) -> Result<Tally> {
     toolchain::ensure(&[Need::Iproute2, Need::Bpftool])?;
+    build::next::build(tree)?;
     build::objects(tree)?;
     build::agent(tree)?;
     cluster::program(tree)?;
@@ -135,6 +136,7 @@ fn cargo_test(tree: &Tree, stage: &str, packages: &[&str], args: &Args) -> Resul
     cargo
         .args(["--", "--show-output"])
         .env("NEARHOP_AGENT", tree.agent())
+        .env("NEARHOP_NEXT_AGENT", tree.next_agent())
         .env("NEARHOP_CLUSTER", cluster::path(tree));
     for bin in build::further_programs(tree)? {
         let name = format!("NEARHOP_{}_OBJECT", bin.to_uppercase());

@@ -42,6 +42,16 @@ impl Tree {
         self.target.join("release/lb-agent")
     }
 
+    /// The agent whose maps have another layout, for the tests of an upgrade.
+    pub(crate) fn next_agent(&self) -> PathBuf {
+        self.target.join("next-layout/lb-agent")
+    }
+
+    /// The kernel object that it embeds.
+    pub(crate) fn next_object(&self) -> PathBuf {
+        self.target.join("next-layout/lb-ebpf.o")
+    }
+
     /// A path as people write it: relative to the repository where it lies inside.
     pub(crate) fn short<'a>(&self, path: &'a Path) -> std::path::Display<'a> {
         path.strip_prefix(&self.root).unwrap_or(path).display()
