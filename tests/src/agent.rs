@@ -35,6 +35,45 @@ pub fn program() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// Versions of the agent whose maps have different layouts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// The agent under test.
+    This,
+    /// The same with a word more in a cell: `NEARHOP_NEXT_AGENT`, or what
+    /// `cargo xtask build --next-layout` leaves.
+    Next,
+}
+
+impl Version {
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::This => Self::Next,
+            Self::Next => Self::This,
+        }
+    }
+
+    fn program(self) -> anyhow::Result<PathBuf> {
+        match self {
+            Self::This => program(),
+            Self::Next => next_program(),
+        }
+    }
+}
+
+fn next_program() -> anyhow::Result<PathBuf> {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/next-layout/lb-agent");
+    let path = std::env::var_os("NEARHOP_NEXT_AGENT").map_or_else(built, PathBuf::from);
+    ensure!(
+        path.is_file(),
+        "no agent of another layout at {}: build it with `cargo xtask build --next-layout`, or name it \
+         in NEARHOP_NEXT_AGENT",
+        path.display()
+    );
+    Ok(path)
+}
+
 impl Node {
     /// Starts `lb-agent run` and waits until it has programmed these objects.
     #[must_use]
@@ -53,7 +92,20 @@ impl Node {
     /// Starts an agent that is not expected to become ready.
     #[must_use]
     pub fn start_agent(&self, command: Command) -> Arc<Agent> {
-        let agent = Arc::new(must(Agent::start(self, command)));
+        self.start(Version::This, command)
+    }
+
+    /// Starts an agent of this version, and does not wait for it.
+    #[must_use]
+    pub fn start_agent_of(&self, version: Version, objects: &Objects) -> Arc<Agent> {
+        self.start(
+            version,
+            self.run(&must(version.program()), objects, &[], &[]),
+        )
+    }
+
+    fn start(&self, version: Version, command: Command) -> Arc<Agent> {
+        let agent = Arc::new(must(Agent::start(self, version, command)));
         self.lab().track_agent(&agent);
         agent
     }
@@ -61,7 +113,11 @@ impl Node {
     /// `lb-agent run` for this node, with these flags and without these capabilities.
     #[must_use]
     pub fn run_command(&self, objects: &Objects, flags: &[&str], without: &[&str]) -> Command {
-        let mut command = must(self.host().place().command(&must(program()), without));
+        self.run(&must(program()), objects, flags, without)
+    }
+
+    fn run(&self, program: &Path, objects: &Objects, flags: &[&str], without: &[&str]) -> Command {
+        let mut command = must(self.host().place().command(program, without));
         command.args(["run", "--node", self.name()]);
         command.arg("--objects").arg(objects.dir());
         command.arg("--cgroup").arg(self.cgroup());
@@ -73,7 +129,14 @@ impl Node {
     /// Other `lb-agent` commands as processes of this node.
     #[must_use]
     pub fn cli(&self) -> Cli {
+        self.cli_of(Version::This)
+    }
+
+    /// The same of a version.
+    #[must_use]
+    pub fn cli_of(&self, version: Version) -> Cli {
         Cli {
+            version,
             place: self.host().place().clone(),
             pin_path: self.pin_path(),
         }
@@ -83,6 +146,7 @@ impl Node {
 /// `lb-agent` commands on one node, run to their end.
 #[derive(Clone, Debug)]
 pub struct Cli {
+    version: Version,
     place: Place,
     pin_path: PathBuf,
 }
@@ -90,7 +154,8 @@ pub struct Cli {
 impl Cli {
     #[must_use]
     pub fn run(&self, args: &[&str]) -> Output {
-        let mut command = must(self.place.command(&must(program()), &[]));
+        let program = must(self.version.program());
+        let mut command = must(self.place.command(&program, &[]));
         must(command.args(args).output().context("run lb-agent"))
     }
 
@@ -172,7 +237,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    fn start(node: &Node, mut command: Command) -> anyhow::Result<Self> {
+    fn start(node: &Node, version: Version, mut command: Command) -> anyhow::Result<Self> {
         let log = node.lab().dir().join(format!("agent-{}.log", node.name()));
         let file = File::options().create(true).append(true).open(&log);
         let file = file.with_context(|| format!("open {}", log.display()))?;
@@ -184,7 +249,7 @@ impl Agent {
             .context("start lb-agent")?;
         Ok(Self {
             node: node.name().to_owned(),
-            cli: node.cli(),
+            cli: node.cli_of(version),
             log,
             child: Mutex::new(child),
         })

@@ -31,6 +31,12 @@ pub fn until<T, Seen: fmt::Display>(
     }
 }
 
+/// Lets something go on for a while, to interrupt it at a point that nobody chose.
+#[expect(clippy::disallowed_methods, reason = "no condition tells that point")]
+pub fn let_run(time: Duration) {
+    std::thread::sleep(time);
+}
+
 #[expect(clippy::disallowed_methods, reason = "the pause between two polls")]
 fn pause() {
     std::thread::sleep(PAUSE);

@@ -46,6 +46,7 @@ fn with_agent(mut agent: Child) {
         }),
     );
     report("restart_adopts_the_pins", restart());
+    report("maps_grow_while_they_serve", grow());
     report("cleanup_leaves_nothing", cleanup());
 }
 
@@ -130,9 +131,14 @@ fn serve() -> Result<()> {
 }
 
 fn start_agent() -> Result<Child> {
+    start_agent_with(&[])
+}
+
+fn start_agent_with(flags: &[&str]) -> Result<Child> {
     let run = ["run", "--objects", OBJECTS, "--node", "vm"];
     Command::new("/lb-agent")
         .args(run)
+        .args(flags)
         .spawn()
         .context("starting /lb-agent")
 }
@@ -251,6 +257,29 @@ fn restart() -> Result<()> {
     agent.kill()?;
     agent.wait()?;
     adopted
+}
+
+/// Links move to other maps, beside those that need not grow.
+fn grow() -> Result<()> {
+    let to = SocketAddr::new(SERVICE_V4.into(), PORT);
+    let connected = udp_socket(SERVICE_V4.into())?;
+    connected.connect(to).context("connect")?;
+    let mut agent = start_agent_with(&["--capacity-backends", "1000"])?;
+    let grown = wait_ready().and_then(|()| {
+        let status = status()?;
+        let backends = &status["maps"]["BACKENDS"]["capacity"];
+        ensure!(
+            status["growths"] == 1 && backends == 1000 && status["set"] == "v1-1",
+            "{status}"
+        );
+        all_attached()?;
+        ensure!(connected.peer_addr()? == to, "{}", connected.peer_addr()?);
+        tcp(SERVICE_V6.into())?;
+        udp(SERVICE_V4.into())
+    });
+    agent.kill()?;
+    agent.wait()?;
+    grown
 }
 
 fn cleanup() -> Result<()> {
