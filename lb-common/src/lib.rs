@@ -8,9 +8,9 @@
 //! * **Cells** are `repr(C)` without implicit padding: bytemuck refuses it, and each size is asserted.
 //!   They hold plain integers under plain names, because `bpftool map dump` prints what the cell
 //!   holds; the newtypes are at the edge of each cell, in its constructor and accessors.
-//! * **Writers**: the agent writes every map except `SOCKETS` and `COUNTERS`, which
-//!   only the kernel programs write. Array cells that a reader may be using are never rewritten; what
-//!   changes is one aligned 64-bit word ([`tables::Ring`], [`tables::Membership`]).
+//! * **Writers**: the agent writes every map except `SOCKETS` and `COUNTERS`, which only the kernel
+//!   programs write, and `BACKEND_STATS`, to which they add. Array cells that a reader may be using are
+//!   never rewritten; what changes is one aligned 64-bit word ([`tables::Ring`], [`tables::Membership`]).
 //! * **Reuse**: a freed service index, backend cell or slot range waits for an RCU grace period. Every
 //!   slot and backend names the service that owns it.
 #![no_std]

@@ -12,25 +12,6 @@ macro_rules! assert_size {
     };
 }
 
-/// Cell of `BACKEND_STATS` (array), by backend index: atomic adds at open and close. Figures per Service
-/// and per zone are sums over it. Writers: sock_ops, sock_release, packet programs. Reader: agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct BackendStats {
-    /// Connections opened.
-    pub connections: u64,
-    /// Of those, the ones that were never established.
-    pub failures: u64,
-    /// Connections open.
-    pub active: u64,
-    /// Bytes from client to backend.
-    pub bytes_out: u64,
-    /// Bytes from backend to client.
-    pub bytes_in: u64,
-}
-
-assert_size!(BackendStats, 40);
-
 /// Cell of `CURSORS` (array), by service index: where round robin goes on. A step lost between two CPUs
 /// does no harm, so it is loaded and stored plainly: 5.10 has no fetch-and-add. Writer and reader: hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -1,12 +1,13 @@
 //! Map keys and values, map names and capacities. Design rules are in the crate's documentation; the
 //! order of writes that keeps readers whole is in `lb-agent/src/tables/diff.rs`.
 
-use core::fmt;
+use core::{fmt, ops::AddAssign};
 
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
     addr::{Addr, Port, Proto},
+    select::Remembered,
     text::Text,
 };
 
@@ -31,6 +32,10 @@ pub mod names {
     pub const SLOTS: &str = "SLOTS";
     /// See [`super::Backend`].
     pub const BACKENDS: &str = "BACKENDS";
+    /// See [`super::Stats`].
+    pub const BACKEND_STATS: &str = "BACKEND_STATS";
+    /// See [`super::Stats`].
+    pub const SERVICE_STATS: &str = "SERVICE_STATS";
     /// See [`super::Name`].
     pub const NAMES: &str = "NAMES";
     /// See [`super::ZoneName`].
@@ -44,11 +49,13 @@ pub mod names {
     /// See [`super::Status`].
     pub const STATUS: &str = "STATUS";
     /// All of them, in the order of the documentation.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 12] = [
         FRONTENDS,
         SERVICES,
         SLOTS,
         BACKENDS,
+        BACKEND_STATS,
+        SERVICE_STATS,
         NAMES,
         ZONES,
         SERVICE_CIDRS,
@@ -506,6 +513,40 @@ impl Backend {
     }
 }
 
+/// Cell of `BACKEND_STATS` (array, mmap), by [`BackendIndex`]: what clients on this node did with one
+/// backend. Writers: connect, sendmsg, sock_ops and sock_release, by atomic adds, as long as the cell in
+/// `BACKENDS` is live and of the generation that the socket was given; agent, zeros, when it fills that
+/// cell. Reader: agent.
+///
+/// Cell of `SERVICE_STATS` (array, mmap), by [`ServiceIndex`]: what those backends counted that the Service
+/// port no longer has, so that its sums never fall. Writer and reader: agent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Stats {
+    /// TCP connections begun, and UDP sockets that were given the backend.
+    pub connections: u64,
+    /// Of those, the TCP connections that ended before they were established.
+    pub failures: u64,
+    /// Of those, the ones that have not ended.
+    pub active: u64,
+    /// Bytes that the backend acknowledged, of TCP connections that have ended.
+    pub bytes_out: u64,
+    /// Bytes received from the backend, of TCP connections that have ended.
+    pub bytes_in: u64,
+}
+
+assert_size!(Stats, 40);
+
+impl AddAssign for Stats {
+    fn add_assign(&mut self, more: Self) {
+        self.connections = self.connections.wrapping_add(more.connections);
+        self.failures = self.failures.wrapping_add(more.failures);
+        self.active = self.active.wrapping_add(more.active);
+        self.bytes_out = self.bytes_out.wrapping_add(more.bytes_out);
+        self.bytes_in = self.bytes_in.wrapping_add(more.bytes_in);
+    }
+}
+
 /// Cell of `NAMES` (array, mmap), by [`ServiceIndex`]: whose cells these are. Writer and reader: agent,
 /// and people. The kernel never reads it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -586,10 +627,12 @@ pub struct Peer {
 
 assert_size!(Peer, 48);
 
-/// Value of `SOCKETS` (sk_storage): what one socket asked for. Dies with the socket. Writers: connect
-/// and sendmsg. Readers: sendmsg, recvmsg, getpeername. The layout only ever grows at the end.
+/// Value of `SOCKETS` (sk_storage): what one socket asked for. Dies with the socket. Writers: connect,
+/// sendmsg, sock_ops and sock_release. Readers: these, recvmsg and getpeername. The layout only ever
+/// grows at the end.
 ///
-/// The kernel holds the socket's lock while a hook runs, so threads that share a socket take turns.
+/// The kernel holds the socket's lock while a hook runs, so threads that share a socket take turns. (Not
+/// at sock_release: then nobody else has the socket.)
 ///
 /// A connect to no Service leaves it as it is, since the miss path does not look at the socket: one that
 /// was connected to a Service, and is then to that Service's very backend, still shows the Service.
@@ -600,8 +643,8 @@ pub struct Socket {
     pub peers: [Peer; PEERS_MAX],
     /// The peer that was used last: of two Services with one backend, the one asked for last answers.
     pub last: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Bit n: the socket is among those that are active at the backend of `peers[n]`.
+    pub counted: u32,
 }
 
 assert_size!(Socket, 200);
@@ -636,20 +679,53 @@ impl Socket {
         self.last = 0;
     }
 
-    /// Remembers where a datagram went: in the place of the same Service, else in a free one, else in
-    /// the one after the last used. Returns whether another Service lost its place.
+    /// Where a datagram's peer belongs: in the place of the same Service, else in a free one, else in the
+    /// one after the last used; and whether another Service loses that place.
     #[inline(always)]
-    pub fn remember(&mut self, peer: Peer) -> bool {
-        let known = self.find_service(peer.service_addr, Port(peer.service_port));
+    #[must_use]
+    pub fn place_for(&self, addr: Addr, port: Port) -> (usize, bool) {
+        let known = self.find_service(addr, port);
         let place = known.or_else(|| self.find_free());
         let at = place.unwrap_or((self.last as usize + 1) % PEERS_MAX);
+        (at, place.is_none())
+    }
+
+    /// Remembers where a datagram went.
+    #[inline(always)]
+    pub fn put(&mut self, at: usize, peer: Peer) {
         if let Some(cell) = self.peers.get_mut(at) {
             *cell = peer;
         }
+        self.used(at);
+    }
+
+    /// Says that this peer was used last.
+    #[inline(always)]
+    pub fn used(&mut self, at: usize) {
         #[expect(clippy::cast_possible_truncation, reason = "below PEERS_MAX")]
         let last = at as u32;
         self.last = last;
-        place.is_none()
+    }
+
+    /// Notes that the socket was counted as active at this peer's backend.
+    #[inline(always)]
+    pub fn count(&mut self, at: usize) {
+        self.counted |= 1 << at;
+    }
+
+    /// Where the socket is to be counted as active no more, if it was: each count is given back once.
+    #[inline(always)]
+    pub fn uncount(&mut self, at: usize) -> Option<Remembered> {
+        let bit = 1 << at;
+        if self.counted & bit == 0 {
+            return None;
+        }
+        self.counted &= !bit;
+        let peer = self.peers.get(at)?;
+        Some(Remembered {
+            backend: BackendIndex(peer.backend),
+            generation: peer.generation,
+        })
     }
 
     #[inline(always)]
@@ -780,6 +856,13 @@ mod tests {
         }
     }
 
+    /// As a hook does: whether another Service lost its place.
+    fn remember(socket: &mut Socket, peer: Peer) -> bool {
+        let (at, evicts) = socket.place_for(peer.service_addr, Port(peer.service_port));
+        socket.put(at, peer);
+        evicts
+    }
+
     fn asked(socket: &Socket, backend: u8) -> Option<Addr> {
         let at = socket.find_backend(Addr::v4([10, 1, 0, backend]), Port(5353))?;
         Some(socket.peers[at].service_addr)
@@ -790,7 +873,7 @@ mod tests {
         let mut socket = Socket::zeroed();
         for number in 1..=4 {
             assert!(
-                !socket.remember(peer(number, number)),
+                !remember(&mut socket, peer(number, number)),
                 "there is room for {number}"
             );
         }
@@ -799,7 +882,7 @@ mod tests {
             assert_eq!(asked(&socket, number), Some(Addr::v4([10, 96, 0, number])));
         }
         assert!(
-            !socket.remember(peer(2, 9)),
+            !remember(&mut socket, peer(2, 9)),
             "the same Service keeps its place"
         );
         assert_eq!(asked(&socket, 2), None);
@@ -808,9 +891,9 @@ mod tests {
     #[test]
     fn a_fifth_service_takes_the_place_after_the_last_used() {
         let mut socket = Socket::zeroed();
-        (1..=4).for_each(|number| assert!(!socket.remember(peer(number, number))));
+        (1..=4).for_each(|number| assert!(!remember(&mut socket, peer(number, number))));
 
-        assert!(socket.remember(peer(5, 5)));
+        assert!(remember(&mut socket, peer(5, 5)));
         assert_eq!(
             (asked(&socket, 1), asked(&socket, 2).is_some()),
             (None, true)
@@ -820,8 +903,8 @@ mod tests {
     #[test]
     fn of_two_services_with_one_backend_the_one_asked_last_answers() {
         let mut socket = Socket::zeroed();
-        socket.remember(peer(1, 7));
-        socket.remember(peer(2, 7));
+        remember(&mut socket, peer(1, 7));
+        remember(&mut socket, peer(2, 7));
 
         assert_eq!(asked(&socket, 7), Some(Addr::v4([10, 96, 0, 2])));
     }
@@ -829,12 +912,32 @@ mod tests {
     #[test]
     fn a_connect_forgets_what_was_asked_before() {
         let mut socket = Socket::zeroed();
-        (1..=4).for_each(|number| assert!(!socket.remember(peer(number, number))));
+        (1..=4).for_each(|number| assert!(!remember(&mut socket, peer(number, number))));
 
         socket.connect(peer(9, 9));
         assert_eq!(
             (asked(&socket, 9).is_some(), asked(&socket, 2)),
             (true, None)
         );
+    }
+    #[test]
+    fn what_a_socket_is_counted_for_is_given_back_once() {
+        let mut socket = Socket::zeroed();
+        let counted = Peer {
+            backend: 7,
+            generation: 3,
+            ..peer(2, 2)
+        };
+        socket.put(1, counted);
+        assert_eq!(socket.uncount(1), None, "it was not counted yet");
+
+        socket.count(1);
+        assert_eq!(socket.uncount(0), None, "another peer");
+        let given_back = Remembered {
+            backend: BackendIndex(7),
+            generation: 3,
+        };
+        assert_eq!(socket.uncount(1), Some(given_back));
+        assert_eq!(socket.uncount(1), None, "twice");
     }
 }

@@ -5,14 +5,15 @@
 
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use lb_common::{
-    select::{Draw, Remembered, select},
-    tables::Socket,
+    addr::Proto,
+    select::{Draw, Flow, Forward, Remembered, select},
+    tables::{PEERS_MAX, Socket},
 };
 
 use crate::{
     maps::Maps,
     sock::{Family, SockAddr, V4, V6, random},
-    translate::translate,
+    translate::{peer, translate},
     verdict::{Refusal, finish},
 };
 
@@ -30,8 +31,36 @@ pub(crate) fn nh_connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn connect<F: Family>(mut sock: SockAddr<F>) -> i32 {
     let choose = |_: &_, flow: &_| select(&Maps, flow, &NewFlow);
-    let outcome = translate(&mut sock, choose, Socket::connect);
+    let outcome = translate(&mut sock, choose, start_anew);
     finish(&mut sock, outcome, Refusal::Elsewhere)
+}
+
+/// A UDP socket is counted here, as it sends no packet that says so. TCP is where its first packet is
+/// sent (`sock_ops.rs`).
+#[inline(always)]
+fn start_anew(socket: &mut Socket, flow: &Flow, chosen: &Forward) {
+    if socket.counted != 0 {
+        uncount_all(socket);
+    }
+    socket.connect(peer(flow, chosen));
+    if flow.proto == Proto::UDP
+        && let Some(figures) = Maps.stats_of(chosen.index)
+    {
+        figures.opened();
+        socket.count(0);
+    }
+}
+
+/// Ends what the socket is counted for.
+#[inline(always)]
+pub(crate) fn uncount_all(socket: &mut Socket) {
+    for at in 0..PEERS_MAX {
+        if let Some(given) = socket.uncount(at)
+            && let Some(figures) = Maps.stats_if_same(given)
+        {
+            figures.closed();
+        }
+    }
 }
 
 /// A connection is a flow of its own, whatever its socket did before.

@@ -20,6 +20,12 @@ mod sendmsg;
 #[cfg(target_arch = "bpf")]
 mod sock;
 #[cfg(target_arch = "bpf")]
+mod sock_ops;
+#[cfg(target_arch = "bpf")]
+mod sock_release;
+#[cfg(target_arch = "bpf")]
+mod tcp;
+#[cfg(target_arch = "bpf")]
 mod translate;
 #[cfg(target_arch = "bpf")]
 mod verdict;

@@ -10,19 +10,20 @@ use core::{
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock},
     btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
+    helpers::bpf_sk_storage_get,
     macros::btf_map,
     programs::SockAddrContext,
 };
 use lb_common::{
     addr::Addr,
     reason::Reason,
-    select::Tables,
+    select::{Remembered, Tables},
     tables::{
         Backend, BackendIndex, CELLS_MIN, FRONTENDS_MAX, Frontend, FrontendKey, List, Membership,
         Name, Ring, SERVICE_CIDRS_MAX, SERVICE_CIDRS_PER_FAMILY, Service, ServiceCidr,
-        ServiceIndex, Slot, Socket, Status, ZONES_MAX, ZoneName,
+        ServiceIndex, Slot, Socket, Stats, Status, ZONES_MAX, ZoneName,
     },
 };
 
@@ -43,6 +44,10 @@ static SERVICES: Array<Service, CELLS, MMAP> = Array::new();
 static SLOTS: Array<Slot, CELLS, MMAP> = Array::new();
 #[btf_map]
 static BACKENDS: Array<Backend, CELLS, MMAP> = Array::new();
+#[btf_map]
+static BACKEND_STATS: Array<Stats, CELLS, MMAP> = Array::new();
+#[btf_map]
+static SERVICE_STATS: Array<Stats, CELLS, MMAP> = Array::new();
 #[btf_map]
 static NAMES: Array<Name, CELLS, MMAP> = Array::new();
 #[btf_map]
@@ -98,15 +103,12 @@ impl Tables for Maps {
     #[inline(always)]
     fn backend(&self, index: BackendIndex) -> Option<Backend> {
         let cell = BACKENDS.get_ptr(index.0)?;
-        // SAFETY: `cell` points into a live array element.
-        let membership = unsafe { &raw const (*cell).membership };
-        // SAFETY: a membership is 8 bytes aligned to 8, and read at once. A cell that it calls live is
-        // not rewritten before this program ends.
-        let word = unsafe { ptr::read_volatile(membership.cast::<u64>()) };
-        // SAFETY: as above; every bit pattern is a Backend.
+        let membership = membership(cell);
+        // SAFETY: `cell` points to a live array element, which is not rewritten before this program ends
+        // if its membership calls it live; every bit pattern is a Backend.
         let backend = unsafe { ptr::read(cell) };
         Some(Backend {
-            membership: bytemuck::cast::<u64, Membership>(word),
+            membership,
             ..backend
         })
     }
@@ -161,9 +163,27 @@ impl Maps {
     pub(crate) fn count(&self, reason: Reason) {
         if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
             // SAFETY: points to this CPU's live, aligned 64-bit cell. Atomic, as a cgroup program may
-            // be preempted by another on the same CPU. The result is unused: 5.10 has no fetch.
-            unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+            // be preempted by another on the same CPU.
+            unsafe { add(counter, 1) };
         }
+    }
+
+    /// The figures of a backend that this very program has found in a list.
+    #[inline(always)]
+    pub(crate) fn stats_of(&self, backend: BackendIndex) -> Option<Figures> {
+        Some(Figures(BACKEND_STATS.get_ptr_mut(backend.0)?))
+    }
+
+    /// The figures of a backend that a socket was given earlier; `None` if the cell was given up since.
+    /// It stays that of the same backend until this program ends: the agent takes a cell's membership
+    /// away, waits for its readers, and only then sets the figures to zero.
+    #[inline(always)]
+    pub(crate) fn stats_if_same(&self, given: Remembered) -> Option<Figures> {
+        let now = membership(BACKENDS.get_ptr(given.backend.0)?);
+        if now.lists == 0 || now.generation != given.generation {
+            return None;
+        }
+        self.stats_of(given.backend)
     }
 
     /// Whether the programs may set the caller's error.
@@ -190,6 +210,83 @@ impl Maps {
         // SAFETY: as in `socket`; this program has no other reference to it.
         unsafe { value.as_mut() }
     }
+
+    /// What a socket asked for so far, to be changed, in hooks that are given the socket itself.
+    ///
+    /// # Safety
+    ///
+    /// `sock` is what the kernel gave this program, or null, and nobody else uses the socket's memory
+    /// while the result lives.
+    #[inline(always)]
+    pub(crate) unsafe fn memory_of<'a>(&self, sock: *mut bpf_sock) -> Option<&'a mut Socket> {
+        if sock.is_null() {
+            return None;
+        }
+        let map = (&raw const SOCKETS).cast_mut().cast();
+        // SAFETY: the map is one of sockets' storage, `sock` is the caller's promise, and nothing is made.
+        let value = unsafe { bpf_sk_storage_get(map, sock.cast(), ptr::null_mut(), 0) };
+        // SAFETY: null or a live Socket, and the caller promises that it is ours alone.
+        unsafe { value.cast::<Socket>().as_mut() }
+    }
+}
+
+/// One backend's figures, in the map. Sums over sockets of all CPUs, so every change is an atomic add.
+#[derive(Clone, Copy)]
+pub(crate) struct Figures(*mut Stats);
+
+impl Figures {
+    /// A connection or a UDP flow begins.
+    #[inline(always)]
+    pub(crate) fn opened(self) {
+        self.add(offset_of!(Stats, connections), 1);
+        self.add(offset_of!(Stats, active), 1);
+    }
+
+    /// One ends that `opened` has counted.
+    #[inline(always)]
+    pub(crate) fn closed(self) {
+        self.add(offset_of!(Stats, active), u64::MAX);
+    }
+
+    /// It was never established.
+    #[inline(always)]
+    pub(crate) fn failed(self) {
+        self.add(offset_of!(Stats, failures), 1);
+    }
+
+    /// What it carried.
+    #[inline(always)]
+    pub(crate) fn carried(self, out: u64, in_: u64) {
+        self.add(offset_of!(Stats, bytes_out), out);
+        self.add(offset_of!(Stats, bytes_in), in_);
+    }
+
+    #[inline(always)]
+    fn add(self, offset: usize, number: u64) {
+        let word = self.0.cast::<u64>().wrapping_byte_add(offset);
+        // SAFETY: a field of a live array element, 8 bytes aligned to 8.
+        unsafe { add(word, number) };
+    }
+}
+
+/// Adds atomically, around zero. The result is unused: 5.10 has no fetch.
+///
+/// # Safety
+///
+/// `word` points to a live, aligned 64-bit word of a map.
+#[inline(always)]
+unsafe fn add(word: *mut u64, number: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, number) };
+}
+
+/// A backend's membership, read at once.
+#[inline(always)]
+fn membership(cell: *const Backend) -> Membership {
+    let offset = offset_of!(Backend, membership);
+    let word = cell.cast::<u64>().wrapping_byte_add(offset);
+    // SAFETY: points into a live array element; a membership is 8 bytes aligned to 8.
+    bytemuck::cast(unsafe { ptr::read_volatile(word) })
 }
 
 #[inline(always)]

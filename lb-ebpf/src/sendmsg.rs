@@ -7,14 +7,14 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use lb_common::{
     reason::Reason,
-    select::{Draw, Flow, Remembered, select},
-    tables::{BackendIndex, Peer, Socket},
+    select::{Draw, Flow, Forward, Remembered, select},
+    tables::{BackendIndex, Socket},
 };
 
 use crate::{
     maps::Maps,
     sock::{Family, SockAddr, V4, V6, random},
-    translate::translate,
+    translate::{peer, translate},
     verdict::{Refusal, finish},
 };
 
@@ -36,9 +36,23 @@ fn sendmsg<F: Family>(mut sock: SockAddr<F>) -> i32 {
 }
 
 #[inline(always)]
-fn remember(socket: &mut Socket, peer: Peer) {
-    if socket.remember(peer) {
+fn remember(socket: &mut Socket, flow: &Flow, chosen: &Forward) {
+    let (at, evicts) = socket.place_for(flow.addr, flow.port);
+    if chosen.kept {
+        return socket.used(at);
+    }
+    if evicts {
         Maps.count(Reason::PeerEvicted);
+    }
+    if let Some(given) = socket.uncount(at)
+        && let Some(figures) = Maps.stats_if_same(given)
+    {
+        figures.closed();
+    }
+    socket.put(at, peer(flow, chosen));
+    if let Some(figures) = Maps.stats_of(chosen.index) {
+        figures.opened();
+        socket.count(at);
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the hooks share: a destination becomes a backend and the socket remembers it; a backend's
-//! address becomes the Service's again. The hook decides how to choose and what to forget.
+//! address becomes the Service's again. The hook decides how to choose, and what to forget and to count.
 #![forbid(unsafe_code)]
 
 use lb_common::{
@@ -20,7 +20,7 @@ use crate::{
 pub(crate) fn translate<F: Family>(
     sock: &mut SockAddr<F>,
     choose: impl FnOnce(&SockAddr<F>, &Flow) -> Decision,
-    remember: impl FnOnce(&mut Socket, Peer),
+    remember: impl FnOnce(&mut Socket, &Flow, &Forward),
 ) -> Outcome {
     let Some(flow) = sock.flow() else {
         return Outcome::Pass(Reason::PassProtocol);
@@ -33,7 +33,7 @@ pub(crate) fn translate<F: Family>(
         Decision::Drop(_) => Outcome::Drop(reason),
         Decision::Forward(chosen) => {
             match sock.memory_mut() {
-                Some(socket) => remember(socket, peer(&flow, chosen)),
+                Some(socket) => remember(socket, &flow, chosen),
                 None => Maps.count(Reason::PeerLost),
             }
             sock.rewrite(chosen.backend.addr, Port(chosen.backend.port));
@@ -54,7 +54,7 @@ pub(crate) fn restore<F: Family>(sock: &mut SockAddr<F>, restored: Reason) -> Re
 
 /// What a socket keeps of a choice.
 #[inline(always)]
-fn peer(flow: &Flow, chosen: &Forward) -> Peer {
+pub(crate) fn peer(flow: &Flow, chosen: &Forward) -> Peer {
     Peer {
         service_addr: flow.addr,
         backend_addr: chosen.backend.addr,

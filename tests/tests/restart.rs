@@ -127,7 +127,7 @@ fn a_restart_replaces_programs_in_place() {
 
     let _agent = scene.node.agent(&scene.objects);
 
-    assert_eq!(links.len(), 8, "{links:?}");
+    assert_eq!(links.len(), 10, "{links:?}");
     assert_eq!(link_ids(&scene), links);
 }
 

@@ -75,6 +75,7 @@ const MAY_BE_UNSAFE: &[&str] = &[
     "lb-ebpf/src/maps.rs",
     "lb-ebpf/src/packet.rs",
     "lb-ebpf/src/sock.rs",
+    "lb-ebpf/src/tcp.rs",
     "lb-ebpf/src/bin/",
     "lb-agent/src/datapath/sys.rs",
     "tests/src/netns.rs",

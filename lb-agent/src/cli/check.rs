@@ -108,6 +108,7 @@ fn check(args: &Args) -> Vec<Finding> {
         optional("kernel BTF", btf()),
         needed("sock_addr programs", sock_addr()),
         needed("socket storage", socket_storage()),
+        needed("socket events", socket_events()),
         optional("set_retval", set_retval()),
         needed("grace period", grace()),
     ];
@@ -134,7 +135,7 @@ fn check(args: &Args) -> Vec<Finding> {
     let loaded = object.load_programs();
     findings.push(needed(
         "programs",
-        loaded.map(|()| "the kernel accepts all eight"),
+        loaded.map(|()| "the kernel accepts all ten"),
     ));
     findings.push(needed("host processes", host_processes(&cgroup)));
     findings
@@ -191,6 +192,17 @@ fn socket_storage() -> Result<&'static str> {
     } else {
         Err(anyhow!(
             "this kernel has no socket storage; 5.10 or later is needed"
+        ))
+    }
+}
+
+fn socket_events() -> Result<&'static str> {
+    if load::has_socket_events()? {
+        Ok("connections are counted from their begin to their end")
+    } else {
+        Err(anyhow!(
+            "programs of the kinds sock_ops or cgroup_sock cannot use socket storage here; 5.10 or later \
+             is needed"
         ))
     }
 }

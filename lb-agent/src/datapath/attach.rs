@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use aya::programs::{CgroupAttachMode, CgroupSockAddr, links::FdLink};
+use aya::programs::{CgroupAttachMode, Program, ProgramError, links::FdLink};
 
 use crate::datapath::{
     cgroup::Cgroup,
@@ -18,13 +18,16 @@ use crate::datapath::{
     sys::{CgroupLinkInfo, link_info, open_pin, update_link},
 };
 
-/// The programs, by the names that `bpftool` and the pins show. What shows addresses comes before what
-/// changes them, so that no socket is translated whose translation is not hidden.
-pub const PROGRAMS: [&str; 8] = [
+/// The programs, by the names that `bpftool` and the pins show. What shows addresses and what ends counts
+/// comes before what changes addresses and begins counts, so that no socket is translated whose
+/// translation is not hidden, and none is counted for good.
+pub const PROGRAMS: [&str; 10] = [
     "nh_getpeername4",
     "nh_getpeername6",
     "nh_recvmsg4",
     "nh_recvmsg6",
+    "nh_sock_release",
+    "nh_sock_ops",
     "nh_sendmsg4",
     "nh_sendmsg6",
     "nh_connect4",
@@ -78,10 +81,39 @@ pub(super) fn attach_until_dropped(
     link.with_context(|| format!("attaching {name} to {}", cgroup.path.display()))
 }
 
-fn make_link(program: &mut CgroupSockAddr, cgroup: &Cgroup) -> Result<FdLink> {
-    // A link always lets others attach to the same cgroup, and takes no flag that says so.
-    let link = program.attach(&cgroup.folder, CgroupAttachMode::Single)?;
-    Ok(program.take_link(link)?.try_into()?)
+/// Loads a program of a kind that attaches to cgroups; the object has no other.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "one of the other kinds is a mistake"
+)]
+pub(super) fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        Program::SockOps(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
+/// A link always lets others attach to the same cgroup, and takes no flag that says so.
+#[expect(clippy::wildcard_enum_match_arm, reason = "as for loading")]
+fn make_link(program: &mut Program, cgroup: &Cgroup) -> Result<FdLink> {
+    let (to, mode) = (&cgroup.folder, CgroupAttachMode::Single);
+    Ok(match program {
+        Program::CgroupSockAddr(program) => {
+            let link = program.attach(to, mode)?;
+            program.take_link(link)?.try_into()?
+        }
+        Program::CgroupSock(program) => {
+            let link = program.attach(to, mode)?;
+            program.take_link(link)?.try_into()?
+        }
+        Program::SockOps(program) => {
+            let link = program.attach(to, mode)?;
+            program.take_link(link)?.try_into()?
+        }
+        _ => return Err(ProgramError::UnexpectedProgramType.into()),
+    })
 }
 
 /// One attached program.

@@ -11,19 +11,24 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Map, MapData, MapType},
-    programs::{CgroupSockAddr, ProgramError, ProgramType},
+    programs::{Program, ProgramError, ProgramType},
     sys::{BpfHelper, is_helper_supported},
 };
 use lb_common::{
     reason::Reason,
     tables::{
         Backend, Frontend, FrontendKey, Name, SCHEMA, SERVICE_CIDRS_MAX, Service, ServiceCidr,
-        Slot, Socket, Status, ZONES_MAX, ZoneName, names,
+        Slot, Socket, Stats, Status, ZONES_MAX, ZoneName, names,
     },
 };
 
 use crate::{
-    datapath::{attach::PROGRAMS, capability, maps::BpfMaps, pins::MapSet},
+    datapath::{
+        attach::{self, PROGRAMS},
+        capability,
+        maps::BpfMaps,
+        pins::MapSet,
+    },
     tables::set::Capacities,
 };
 
@@ -73,9 +78,11 @@ impl Object {
             .override_global("SET_RETVAL", &set_retval, true)
             .map_max_entries(names::FRONTENDS, capacities.frontends)
             .map_max_entries(names::SERVICES, capacities.services)
+            .map_max_entries(names::SERVICE_STATS, capacities.services)
             .map_max_entries(names::NAMES, capacities.services)
             .map_max_entries(names::SLOTS, capacities.slots)
-            .map_max_entries(names::BACKENDS, capacities.backends);
+            .map_max_entries(names::BACKENDS, capacities.backends)
+            .map_max_entries(names::BACKEND_STATS, capacities.backends);
         for (name, pin) in shared {
             loader.map_pin_path(name, pin);
         }
@@ -135,12 +142,11 @@ impl Object {
     }
 
     /// A program, loaded: the kernel has verified it.
-    pub(super) fn program(&mut self, name: &str) -> Result<&mut CgroupSockAddr> {
+    pub(super) fn program(&mut self, name: &str) -> Result<&mut Program> {
         let program = self.ebpf.program_mut(name);
         let program =
             program.with_context(|| format!("the kernel object has no program {name}"))?;
-        let program: &mut CgroupSockAddr = program.try_into()?;
-        match program.load() {
+        match attach::load(program) {
             Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
             Err(error) => Err(error).with_context(|| format!("loading the program {name}")),
         }
@@ -156,6 +162,22 @@ impl Object {
 pub fn has_set_retval() -> Result<bool> {
     is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
         .context("asking the kernel for bpf_set_retval")
+}
+
+/// Whether programs are told how TCP connections fare and when sockets are released, and find there what
+/// a socket asked for. By asking the kernel, as above.
+///
+/// # Errors
+///
+/// The kernel did not answer, as without the capabilities.
+pub fn has_socket_events() -> Result<bool> {
+    for program in [ProgramType::SockOps, ProgramType::CgroupSock] {
+        let has = is_helper_supported(program, BpfHelper::BPF_FUNC_sk_storage_get);
+        if !has.context("asking the kernel for bpf_sk_storage_get")? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What a map must look like. Capacities that follow the cluster are `None`.
@@ -194,6 +216,8 @@ const LAYOUTS: [Layout; names::ALL.len()] = [
     array::<Service>(names::SERVICES, None),
     array::<Slot>(names::SLOTS, None),
     array::<Backend>(names::BACKENDS, None),
+    array::<Stats>(names::BACKEND_STATS, None),
+    array::<Stats>(names::SERVICE_STATS, None),
     array::<Name>(names::NAMES, None),
     array::<ZoneName>(names::ZONES, Some(ZONES_MAX)),
     array::<ServiceCidr>(names::SERVICE_CIDRS, Some(SERVICE_CIDRS_MAX)),
@@ -220,9 +244,9 @@ const LAYOUTS: [Layout; names::ALL.len()] = [
 pub(super) fn unchanged(set: &MapSet, have: Capacities, want: Capacities) -> Shared {
     let same = |name: &&str| match *name {
         names::FRONTENDS => have.frontends == want.frontends,
-        names::SERVICES | names::NAMES => have.services == want.services,
+        names::SERVICES | names::SERVICE_STATS | names::NAMES => have.services == want.services,
         names::SLOTS => have.slots == want.slots,
-        names::BACKENDS => have.backends == want.backends,
+        names::BACKENDS | names::BACKEND_STATS => have.backends == want.backends,
         _ => true,
     };
     let shared = names::ALL.into_iter().filter(same);

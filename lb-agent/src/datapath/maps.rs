@@ -7,8 +7,8 @@ use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use lb_common::{
     reason::Reason,
     tables::{
-        Backend, Frontend, FrontendKey, List, Membership, Name, SCHEMA, Service, ServiceCidr, Slot,
-        Status, ZoneName, names,
+        Backend, BackendIndex, Frontend, FrontendKey, List, Membership, Name, SCHEMA, Service,
+        ServiceCidr, ServiceIndex, Slot, Stats, Status, ZoneName, names,
     },
 };
 
@@ -31,6 +31,8 @@ pub struct BpfMaps {
     services: Cells<Service>,
     slots: Cells<Slot>,
     backends: Cells<Backend>,
+    backend_stats: Cells<Stats>,
+    service_stats: Cells<Stats>,
     names: Cells<Name>,
     zones: Cells<ZoneName>,
     service_cidrs: Cells<ServiceCidr>,
@@ -58,6 +60,8 @@ impl BpfMaps {
             services: cells(names::SERVICES, map(names::SERVICES))?,
             slots: cells(names::SLOTS, map(names::SLOTS))?,
             backends: cells(names::BACKENDS, map(names::BACKENDS))?,
+            backend_stats: cells(names::BACKEND_STATS, map(names::BACKEND_STATS))?,
+            service_stats: cells(names::SERVICE_STATS, map(names::SERVICE_STATS))?,
             names: cells(names::NAMES, map(names::NAMES))?,
             zones: cells(names::ZONES, map(names::ZONES))?,
             service_cidrs: cells(names::SERVICE_CIDRS, map(names::SERVICE_CIDRS))?,
@@ -142,6 +146,9 @@ impl BpfMaps {
             .fill(&larger.backends)
             .context(names::BACKENDS)?;
         self.names.fill(&larger.names).context(names::NAMES)?;
+        self.service_stats
+            .fill(&larger.service_stats)
+            .context(names::SERVICE_STATS)?;
         if larger.frontends_max > self.frontends_max {
             self.fill_frontends(&mut larger.frontends)
                 .context(names::FRONTENDS)?;
@@ -199,6 +206,36 @@ impl BpfMaps {
         self.status.write(0, status).context(names::STATUS)
     }
 
+    /// Adds what the clients of a backend did that is gone to its Service port's figures. No program adds
+    /// to the cell any more. An agent killed between the two lines loses these figures, and counts none
+    /// twice.
+    fn keep_stats(&self, backend: BackendIndex) -> io::Result<()> {
+        let service = self.backends.read(backend.0)?.service;
+        let gone = self.backend_stats.read(backend.0)?;
+        let mut total = self.service_stats.read(service)?;
+        total += Stats { active: 0, ..gone };
+        self.backend_stats.write(backend.0, &Stats::default())?;
+        self.service_stats.write(service, &total)
+    }
+
+    /// The name of another owner, or of none, and figures that begin anew.
+    fn write_name(&self, service: ServiceIndex, name: &Name) -> io::Result<()> {
+        self.service_stats.write(service.0, &Stats::default())?;
+        self.names.write(service.0, name)
+    }
+
+    /// The figures first, as programs add to those of a live cell.
+    fn write_backend(&self, index: BackendIndex, backend: &Backend) -> io::Result<()> {
+        self.backend_stats.write(index.0, &Stats::default())?;
+        let free = Membership {
+            lists: 0,
+            generation: backend.membership.generation,
+        };
+        let guard = offset_of!(Backend, membership);
+        self.backends
+            .write_guarded(index.0, backend, guard, free.word())
+    }
+
     fn write_slots(&self, base: u32, slots: &[Slot]) -> io::Result<()> {
         (base..)
             .zip(slots)
@@ -237,22 +274,15 @@ impl MapStore for BpfMaps {
     fn apply(&mut self, op: &Op) -> Result<(), StoreError> {
         match op {
             Op::WriteName { service, name } => {
-                in_map(names::NAMES, self.names.write(service.0, name))
+                in_map(names::NAMES, self.write_name(*service, name))
             }
             Op::WriteZone { zone, name } => {
                 in_map(names::ZONES, self.zones.write(u32::from(zone.0), name))
             }
             Op::WriteBackend { index, backend } => {
-                let free = Membership {
-                    lists: 0,
-                    generation: backend.membership.generation,
-                };
-                let guard = offset_of!(Backend, membership);
-                let written = self
-                    .backends
-                    .write_guarded(index.0, backend, guard, free.word());
-                in_map(names::BACKENDS, written)
+                in_map(names::BACKENDS, self.write_backend(*index, backend))
             }
+            Op::KeepStats { backend } => in_map(names::BACKEND_STATS, self.keep_stats(*backend)),
             Op::WriteSlots { base, slots } => in_map(names::SLOTS, self.write_slots(*base, slots)),
             Op::WriteCidr { at, cidr } => {
                 let guard = offset_of!(ServiceCidr, used);

@@ -10,11 +10,12 @@ use lb_common::tables::{
 /// that readers see at once; `Put` and `Delete` are atomic in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Says whose cells a service index stands for; an empty name frees it.
+    /// Says whose cells a service index stands for, with figures that begin at zero; an empty name frees
+    /// it.
     WriteName { service: ServiceIndex, name: Name },
     /// Gives a zone its id, for good.
     WriteZone { zone: ZoneId, name: ZoneName },
-    /// Fills a free backend cell, its membership last.
+    /// Fills a free backend cell: its figures with zeros, its membership last.
     WriteBackend {
         index: BackendIndex,
         backend: Backend,
@@ -40,6 +41,8 @@ pub enum Op {
         index: BackendIndex,
         membership: Membership,
     },
+    /// Adds the figures of a backend that is gone to those of its Service port.
+    KeepStats { backend: BackendIndex },
     /// Makes an address answer, or answer for another Service port.
     PutFrontend {
         key: FrontendKey,

@@ -228,16 +228,17 @@ impl Programmed {
     }
 
     /// Gives back what was replaced before the last grace period. Returns the operations that mark it
-    /// as free.
+    /// as free; figures of backends are kept before the name of their Service port goes.
     pub fn retire(&mut self) -> Vec<Op> {
         let retiring = mem::take(&mut self.retiring);
         for (start, len) in retiring.slots {
             self.arena.free(start, len);
         }
-        for index in retiring.backends {
-            self.backend_ids.free(index.0);
-        }
         let mut ops = Vec::new();
+        for backend in retiring.backends {
+            self.backend_ids.free(backend.0);
+            ops.push(Op::KeepStats { backend });
+        }
         for (index, cell) in retiring.services {
             self.retire_service(index, &cell, &mut ops);
         }

@@ -155,6 +155,8 @@ impl TableSet {
             Op::PublishMembership { index, membership } => {
                 self.backends[index.0 as usize].membership = *membership;
             }
+            // Nothing is looked up in figures.
+            Op::KeepStats { .. } => {}
             Op::PutFrontend { key, frontend } => {
                 self.frontends.insert(*key, *frontend);
             }

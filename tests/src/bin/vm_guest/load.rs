@@ -171,7 +171,7 @@ fn all_attached() -> Result<()> {
     let status = status()?;
     let programs = status["programs"].as_array().map_or(0, Vec::len);
     ensure!(
-        programs == 8,
+        programs == 10,
         "{programs} programs are attached: {}",
         status["programs"]
     );
