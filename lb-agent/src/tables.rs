@@ -2,6 +2,7 @@
 //!
 //! [`build`] says what one Service port wants, [`diff`] orders the operations that get there from what
 //! is [`programmed`], and [`set`] is the maps as a plain value, for tests and for reading them back.
+//! [`stats`] puts names on what the kernel has counted.
 
 pub mod build;
 pub mod diff;
@@ -10,6 +11,7 @@ pub mod ids;
 pub mod op;
 pub mod programmed;
 pub mod set;
+pub mod stats;
 
 #[cfg(test)]
 mod laws;

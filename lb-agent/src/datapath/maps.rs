@@ -21,7 +21,11 @@ use crate::{
         store::{MapStore, StoreError},
         sys::Raw,
     },
-    tables::{Op, TableSet, set::Capacities},
+    tables::{
+        Op, TableSet,
+        set::Capacities,
+        stats::{ServiceStats, StatsCells},
+    },
 };
 
 /// All maps that the agent reads or writes.
@@ -178,6 +182,30 @@ impl BpfMaps {
             Ok((reason.name(), per_cpu.iter().sum()))
         };
         Reason::ALL.into_iter().map(count).collect()
+    }
+
+    /// What clients on this node did, for each Service port and backend.
+    ///
+    /// # Errors
+    ///
+    /// A map has fewer cells than it said.
+    pub fn statistics(&self) -> Result<Vec<ServiceStats>> {
+        let backends = self.backends.read_all()?;
+        let mut backend_stats = self.backend_stats.read_all()?;
+        for (at, (cell, stats)) in (0..).zip(backends.iter().zip(&mut backend_stats)) {
+            // The cell passed to another backend in between, whose figures have just begun.
+            if self.backends.read(at)?.membership.generation != cell.membership.generation {
+                *stats = Stats::default();
+            }
+        }
+        let cells = StatsCells {
+            names: self.names.read_all()?,
+            zones: self.zones.read_all()?,
+            backends,
+            backend_stats,
+            service_stats: self.service_stats.read_all()?,
+        };
+        Ok(cells.by_service())
     }
 
     /// What the agent last said of itself. Read until two readings agree, as it may be writing.

@@ -8,7 +8,7 @@ use lb_common::{
     select::Tables,
     tables::{
         Backend, BackendIndex, Frontend, FrontendKey, Hints, List, Locality, Membership, Ring,
-        ServiceIndex,
+        ServiceIndex, ZoneName,
     },
 };
 
@@ -145,7 +145,7 @@ pub fn services(tables: &TableSet) -> Vec<ServiceView> {
     let mut kept: BTreeMap<u32, Vec<BackendView>> = BTreeMap::new();
     for (index, cell) in (0..).zip(&tables.backends) {
         if cell.membership.lists == Membership::SERVING {
-            let view = backend_view(tables, BackendIndex(index), *cell);
+            let view = backend_view(&tables.zones, BackendIndex(index), *cell);
             kept.entry(cell.service).or_default().push(view);
         }
     }
@@ -180,7 +180,7 @@ fn list_view(tables: &TableSet, ring: Ring) -> Option<ListView> {
     let slots = (0..u32::from(ring.len)).filter_map(|at| tables.slot(ring.base + at));
     let backends = slots.filter_map(|slot| {
         let index = BackendIndex(slot.backend);
-        Some(backend_view(tables, index, tables.backend(index)?))
+        Some(backend_view(&tables.zones, index, tables.backend(index)?))
     });
     Some(ListView {
         on_empty,
@@ -188,8 +188,8 @@ fn list_view(tables: &TableSet, ring: Ring) -> Option<ListView> {
     })
 }
 
-fn backend_view(tables: &TableSet, index: BackendIndex, cell: Backend) -> BackendView {
-    let zone = tables.zones.get(usize::from(cell.zone));
+pub(super) fn backend_view(zones: &[ZoneName], index: BackendIndex, cell: Backend) -> BackendView {
+    let zone = zones.get(usize::from(cell.zone));
     BackendView {
         index,
         zone: zone
