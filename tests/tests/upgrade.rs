@@ -117,6 +117,9 @@ fn the_other_version_says_that_it_cannot_read_what_serves() {
         log.contains(&format!("another agent (pid {})", next.id())),
         "{log}"
     );
+    let cleanup = scene.node.cli().on_pins(&["cleanup"]);
+    let warning = format!("the agent with pid {} still runs", next.id());
+    assert!(agent::text(&cleanup.stderr).contains(&warning));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::{
     cli::{Output, Pinned},
-    datapath::{BpfMaps, Pins, process},
+    datapath::Pins,
 };
 
 /// Remove everything that `run` has put into the kernel
@@ -33,14 +33,12 @@ Exit codes:
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let pins = Pins::new(&args.pinned.pin_path);
-    let agent = BpfMaps::open_pinned(&pins).and_then(|maps| maps.status());
-    let running = agent.ok().filter(|status| process::is_agent(status.pid));
+    let running = pins.running_agent();
     let removed = pins.remove_all()?;
 
     let mut out = anstream::stdout().lock();
     match args.pinned.output {
         Output::Json => {
-            let running = running.map(|status| status.pid);
             let document = json!({ "removed": removed, "running_agent": running });
             writeln!(out, "{document:#}")?;
         }
@@ -55,10 +53,9 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
                     args.pinned.pin_path.display()
                 )?;
             }
-            if let Some(status) = running {
+            if let Some(pid) = running {
                 anstream::eprintln!(
-                    "warning: the agent with pid {} still runs; it serves nobody until it is restarted",
-                    status.pid
+                    "warning: the agent with pid {pid} still runs; it serves nobody until it is restarted"
                 );
             }
         }

@@ -253,6 +253,14 @@ impl Pins {
         }
     }
 
+    /// The process of the agent, of whatever version, that has the lock; `None` if there is none that can be
+    /// seen from this pid namespace.
+    #[must_use]
+    pub fn running_agent(&self) -> Option<u32> {
+        let folder = File::open(&self.root).ok()?;
+        process::lock_holder(&folder).ok().flatten()
+    }
+
     /// Who has the lock, in words. One in another pid namespace is known by its own word alone, and one
     /// that has not programmed anything yet by the lock alone.
     fn holder(&self, folder: &File) -> String {
@@ -412,8 +420,10 @@ mod tests {
         let error = pins.lock().unwrap_err().to_string();
         let own = format!("another agent (pid {})", std::process::id());
         assert!(error.contains(&own), "{error}");
+        assert_eq!(pins.running_agent(), Some(std::process::id()));
 
         drop(first);
+        assert_eq!(pins.running_agent(), None);
         pins.lock().unwrap();
     }
 
