@@ -26,7 +26,8 @@ pub struct Args {
     /// This node's zone, whatever its Node object says
     #[arg(long, value_name = "ZONE")]
     zone: Option<String>,
-    /// The cgroup whose processes are served [default: the root of the cgroup2 hierarchy]
+    /// The cgroup whose processes are served, or a folder with the cgroup2 mount in it, such as a host's
+    /// /sys/fs/cgroup [default: the root of the cgroup2 hierarchy]
     #[arg(long, value_name = "DIR")]
     cgroup: Option<PathBuf>,
     /// Where maps and links are pinned, on a BPF file system

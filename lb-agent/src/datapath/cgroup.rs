@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::fstatfs;
+use rustix::fs::{fstatfs, statfs};
 
 /// `CGROUP2_SUPER_MAGIC`.
 const CGROUP2: u64 = 0x6367_7270;
@@ -25,15 +25,19 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// The given one, or else the root of the hierarchy.
+    /// The given one, or else the root of the hierarchy. A folder that is no cgroup itself stands for the
+    /// cgroup2 mount below it: a host's /sys/fs/cgroup is one or has one, and a pod is given the folder.
     ///
     /// # Errors
     ///
     /// There is none; the error says how to get one.
     pub fn open(given: Option<&Path>) -> Result<Self> {
-        match given {
-            Some(path) => Self::at(path),
-            None => Self::at(&root(&mountinfo()?)?),
+        let Some(given) = given else {
+            return Self::at(&root(&mountinfo()?)?);
+        };
+        match below(&mountinfo()?, given) {
+            Some(mount) if !is_cgroup2(given) => Self::at(&mount),
+            Some(_) | None => Self::at(given),
         }
     }
 
@@ -143,6 +147,16 @@ fn root(mountinfo: &str) -> Result<PathBuf> {
     }
 }
 
+/// The first cgroup2 mount in a folder.
+fn below(mountinfo: &str, folder: &Path) -> Option<PathBuf> {
+    let mut points = mounts(mountinfo).map(|mount| mount.point);
+    points.find(|point| point.starts_with(folder))
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| u64::try_from(found.f_type) == Ok(CGROUP2))
+}
+
 struct Mount {
     point: PathBuf,
 }
@@ -192,6 +206,15 @@ mod tests {
     #[test]
     fn the_mount_is_found_on_a_hybrid_host() {
         assert_eq!(root(HYBRID).unwrap(), Path::new("/sys/fs/cgroup/uni fied"));
+    }
+
+    #[test]
+    fn a_folder_stands_for_the_mount_below_it() {
+        let mount = Path::new("/sys/fs/cgroup/uni fied");
+        assert_eq!(below(HYBRID, Path::new("/sys/fs/cgroup")).unwrap(), mount);
+        assert_eq!(below(HYBRID, mount).unwrap(), mount);
+        assert_eq!(below(HYBRID, Path::new("/sys/fs/cgroup/memory")), None);
+        assert_eq!(below(HYBRID, Path::new("/sys/fs/cg")), None);
     }
 
     #[test]
