@@ -5,6 +5,10 @@ use std::{io::Write, process::ExitCode};
 use anyhow::Result;
 use clap::Parser;
 use serde_json::json;
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+};
 
 use crate::{
     cli::{Output, Pinned},
@@ -20,6 +24,9 @@ use crate::{
 pub struct Args {
     #[command(flatten)]
     pinned: Pinned,
+    /// Stay until SIGTERM when all is removed, as a pod of a DaemonSet must
+    #[arg(long)]
+    hold: bool,
 }
 
 const EXAMPLES: &str = "\
@@ -27,11 +34,22 @@ Examples:
   Uninstall:
     systemctl stop nearhop; lb-agent cleanup
 
+  On every node of a cluster:
+    kubectl apply -k deploy/cleanup/
+
 Exit codes:
   0  nothing is left
   1  something could not be removed, and the error says what";
 
 pub(super) fn run(args: &Args) -> Result<ExitCode> {
+    clean(args)?;
+    if args.hold {
+        hold()?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn clean(args: &Args) -> Result<()> {
     let pins = Pins::new(&args.pinned.pin_path);
     let running = pins.running_agent();
     let removed = pins.remove_all()?;
@@ -60,5 +78,16 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
             }
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
+}
+
+/// A container's first process gets no signal that it does not ask for.
+fn hold() -> Result<()> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        signal(SignalKind::terminate())?.recv().await;
+        Ok(())
+    })
 }
