@@ -11,6 +11,7 @@ use kube::{
     Api, Client, Config, Resource,
     api::ListParams,
     client::{Body, ClientBuilder},
+    core::Status,
     runtime::{
         utils::Backoff,
         watcher::{self, DefaultBackoff, Event},
@@ -261,7 +262,7 @@ impl Watch {
             Some(404) => {
                 format!("the server has no {kind}s (404); check the address of the server")
             }
-            Some(_) => chain(error.source().unwrap_or(error)),
+            Some(code) => format!("the server answers {code}: {}", message_of(error)),
             None => {
                 let why = || chain(error.source().unwrap_or(error));
                 self.no_answer.get_or_insert_with(why).clone()
@@ -354,18 +355,26 @@ impl<K> Watched for K where
 
 /// The HTTP status, where the server itself said no.
 fn status_of(error: &watcher::Error) -> Option<u16> {
+    refusal(error).map(|status| status.code)
+}
+
+/// Its words.
+fn message_of(error: &watcher::Error) -> &str {
+    refusal(error).map_or("", |status| &status.message)
+}
+
+fn refusal(error: &watcher::Error) -> Option<&Status> {
     use watcher::Error as Watcher;
-    let status = match error {
-        Watcher::WatchError(status) => status,
-        Watcher::InitialListFailed(kube::Error::Api(status))
+    match error {
+        Watcher::WatchError(status)
+        | Watcher::InitialListFailed(kube::Error::Api(status))
         | Watcher::WatchStartFailed(kube::Error::Api(status))
-        | Watcher::WatchFailed(kube::Error::Api(status)) => status,
+        | Watcher::WatchFailed(kube::Error::Api(status)) => Some(status),
         Watcher::InitialListFailed(_)
         | Watcher::WatchStartFailed(_)
         | Watcher::WatchFailed(_)
-        | Watcher::NoResourceVersion => return None,
-    };
-    Some(status.code)
+        | Watcher::NoResourceVersion => None,
+    }
 }
 
 /// An error with its causes, each told once: some errors repeat their cause and others do not.
