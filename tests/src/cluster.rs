@@ -3,32 +3,53 @@
 //! status of Nodes and Pods itself, with the addresses of the lab's pods.
 
 pub mod control_plane;
+pub mod faults;
 pub mod objects;
+pub mod scene;
 
 use std::{
+    fs,
     io::Write,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Output, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
     thread,
 };
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 
-use self::control_plane::{ControlPlane, Nodes};
-use crate::{Lab, Objects, agent::text, must, wait};
+use self::{
+    control_plane::{API_SERVER, ControlPlane, ETCD, Nodes},
+    faults::FaultyProxy,
+};
+use crate::{
+    Agent, Lab, Node, Objects,
+    agent::{self, text},
+    must, wait,
+    worker::{Place, lock},
+};
 
 const API_PORT: u16 = 6443;
 
 /// What `dir` agents read: all that kube-proxy watches.
 const WATCHED: &str = "nodes,services,endpointslices,servicecidrs";
 
+/// The rights that the agent asks for, as they are installed.
+const RBAC: &str = include_str!("../../deploy/rbac.yaml");
+
 /// A cluster, which ends when it is dropped.
 #[derive(Debug)]
 pub struct Cluster {
-    plane: ControlPlane,
+    plane: Mutex<ControlPlane>,
     at: SocketAddr,
+    /// Where in a lab it runs.
+    place: Option<Place>,
+    proxies: AtomicU16,
     // Dropped last: the lab removes the namespace that the parts run in.
     _lab: Option<Lab>,
 }
@@ -41,8 +62,15 @@ impl Cluster {
         let (place, at) = (node.host().place().clone(), node.host().at(API_PORT));
         let dir = lab.dir().join("cluster");
         Self {
-            plane: must(ControlPlane::start(&dir, at, Some(place), Nodes::Written)),
+            plane: Mutex::new(must(ControlPlane::start(
+                &dir,
+                at,
+                Some(place.clone()),
+                Nodes::Written,
+            ))),
             at,
+            place: Some(place),
+            proxies: AtomicU16::new(0),
             _lab: Some(lab.clone()),
         }
     }
@@ -51,8 +79,10 @@ impl Cluster {
     #[must_use]
     pub fn running(plane: ControlPlane, at: SocketAddr) -> Self {
         Self {
-            plane,
+            plane: Mutex::new(plane),
             at,
+            place: None,
+            proxies: AtomicU16::new(0),
             _lab: None,
         }
     }
@@ -66,7 +96,80 @@ impl Cluster {
     /// The administrator's kubeconfig.
     #[must_use]
     pub fn kubeconfig(&self) -> PathBuf {
-        self.plane.kubeconfig()
+        lock(&self.plane).kubeconfig()
+    }
+
+    /// Grants what deploy/rbac.yaml grants, and returns a kubeconfig of that ServiceAccount.
+    #[must_use]
+    pub fn account(&self) -> PathBuf {
+        self.grant();
+        let token = self.kubectl(&["create", "token", "nearhop", "--namespace=kube-system"]);
+        let admin = must(fs::read_to_string(self.kubeconfig()).context("read the kubeconfig"));
+        let mut config: Value = must(serde_json::from_str(&admin));
+        config["users"][0]["user"]["token"] = json!(token.trim());
+        let path = self.kubeconfig().with_file_name("nearhop.kubeconfig");
+        must(fs::write(&path, config.to_string()).context("write a kubeconfig"));
+        path
+    }
+
+    /// Makes the rights what deploy/rbac.yaml says.
+    pub fn grant(&self) {
+        let apply = ["apply", "--filename=-"];
+        must(succeeded(&apply, self.try_kubectl(&apply, RBAC)));
+    }
+
+    /// SIGKILL for the API server.
+    pub fn kill_api(&self) {
+        must(lock(&self.plane).kill_part(API_SERVER));
+    }
+
+    /// Starts the API server again; [`Cluster::wait_ready`] waits until it answers.
+    pub fn start_api(&self) {
+        must(lock(&self.plane).start_again(API_SERVER));
+    }
+
+    /// SIGKILL for etcd. Its data stay.
+    pub fn kill_etcd(&self) {
+        must(lock(&self.plane).kill_part(ETCD));
+    }
+
+    pub fn start_etcd(&self) {
+        must(lock(&self.plane).start_again(ETCD));
+    }
+
+    /// What the loss of etcd's disk does, while it is killed.
+    pub fn lose_etcd_data(&self) {
+        must(lock(&self.plane).lose_etcd_data());
+    }
+
+    /// A proxy to the API server for one agent, who is then the ServiceAccount of this kubeconfig; with it,
+    /// the kubeconfig to give to the agent.
+    #[must_use]
+    pub fn faulty_proxy(&self, account: &Path) -> (FaultyProxy, PathBuf) {
+        let number = self.proxies.fetch_add(1, Ordering::Relaxed);
+        let at = |first: u16| SocketAddr::new(self.at.ip(), first + number);
+        let mut kubectl = must(lock(&self.plane).kubectl());
+        kubectl.env("KUBECONFIG", account);
+        let place = must(self.place.as_ref().context("no lab has this cluster"));
+        let proxy = FaultyProxy::start(place, at(7000), at(8000), kubectl);
+        let proxy = must(proxy);
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "proxy", "cluster": {"server": proxy.url()}}],
+            "users": [{"name": "nobody", "user": {}}],
+            "contexts": [{"name": "proxy", "context": {"cluster": "proxy", "user": "nobody"}}],
+            "current-context": "proxy",
+        });
+        let path = self
+            .kubeconfig()
+            .with_file_name(format!("proxy-{number}.kubeconfig"));
+        must(fs::write(&path, config.to_string()).context("write a kubeconfig"));
+        (proxy, path)
+    }
+
+    pub fn wait_ready(&self) {
+        must(lock(&self.plane).wait_ready());
     }
 
     /// Adds or replaces objects. A status is written as kubelets do, to its own subresource.
@@ -106,8 +209,7 @@ impl Cluster {
     }
 
     fn run_kubectl(&self, args: &[&str], input: &str) -> anyhow::Result<Output> {
-        let mut child = self
-            .plane
+        let mut child = lock(&self.plane)
             .kubectl()?
             .args(args)
             .stdin(Stdio::piped())
@@ -164,12 +266,25 @@ impl Cluster {
     }
 }
 
+impl Node {
+    /// Starts `lb-agent run` with this kubeconfig. It is ready once it has heard everything.
+    #[must_use]
+    pub fn agent_of(&self, kubeconfig: &Path) -> Arc<Agent> {
+        let mut command = must(self.host().place().command(&must(agent::program()), &[]));
+        command.args(["run", "--node", self.name()]);
+        command.arg("--kubeconfig").arg(kubeconfig);
+        command.arg("--cgroup").arg(self.cgroup());
+        command.arg("--pin-path").arg(self.pin_path());
+        self.start_agent(command)
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         if thread::panicking() {
-            eprintln!("{}", self.plane.last_words());
+            eprintln!("{}", lock(&self.plane).last_words());
         }
-        if let Err(error) = self.plane.kill() {
+        if let Err(error) = lock(&self.plane).kill() {
             eprintln!("ending the control plane: {error:#}");
         }
     }

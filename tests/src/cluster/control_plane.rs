@@ -27,10 +27,12 @@ pub const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
 /// A start takes two seconds; a loaded machine may take ten times as long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+pub const ETCD: &str = "etcd";
+pub const API_SERVER: &str = "kube-apiserver";
 /// In the order of their start.
 const PARTS: [&str; 4] = [
-    "etcd",
-    "kube-apiserver",
+    ETCD,
+    API_SERVER,
     "kube-controller-manager",
     "kube-scheduler",
 ];
@@ -102,13 +104,27 @@ pub fn program() -> anyhow::Result<PathBuf> {
 pub struct ControlPlane {
     dir: PathBuf,
     place: Option<Place>,
+    /// Those that run, or ended by themselves.
     parts: Vec<Part>,
+    killed: Vec<Part>,
 }
 
 #[derive(Debug)]
 struct Part {
     name: &'static str,
+    flags: Vec<String>,
     child: Child,
+}
+
+impl Part {
+    fn kill(&mut self) -> anyhow::Result<()> {
+        let name = self.name;
+        self.child.kill().with_context(|| format!("kill {name}"))?;
+        self.child
+            .wait()
+            .with_context(|| format!("wait for {name}"))?;
+        Ok(())
+    }
 }
 
 impl ControlPlane {
@@ -122,9 +138,9 @@ impl ControlPlane {
     ) -> anyhow::Result<Self> {
         prepare(dir, at, nodes)?;
         let mut plane = Self::running(dir, place);
-        plane.run("etcd", &etcd_flags())?;
-        plane.run("kube-apiserver", &apiserver_flags(at))?;
-        plane.wait_for("the API server", &["get", "--raw", "/readyz"])?;
+        plane.run(ETCD, &etcd_flags())?;
+        plane.run(API_SERVER, &apiserver_flags(at))?;
+        plane.wait_ready()?;
         plane.run("kube-controller-manager", &controller_flags(nodes))?;
         if matches!(nodes, Nodes::Kubelets(_)) {
             plane.run("kube-scheduler", &scheduler_flags())?;
@@ -142,6 +158,7 @@ impl ControlPlane {
             dir: dir.to_owned(),
             place,
             parts: Vec::new(),
+            killed: Vec::new(),
         }
     }
 
@@ -164,14 +181,38 @@ impl ControlPlane {
     /// Kills all parts; what they wrote stays.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         for part in &mut self.parts {
-            part.child
-                .kill()
-                .with_context(|| format!("kill {}", part.name))?;
-            part.child
-                .wait()
-                .with_context(|| format!("wait for {}", part.name))?;
+            part.kill()?;
         }
         Ok(())
+    }
+
+    /// SIGKILL for one part; what it wrote stays.
+    pub fn kill_part(&mut self, name: &str) -> anyhow::Result<()> {
+        let found = self.parts.iter().position(|part| part.name == name);
+        let found = found.with_context(|| format!("{name} does not run"))?;
+        let mut part = self.parts.swap_remove(found);
+        part.kill()?;
+        self.killed.push(part);
+        Ok(())
+    }
+
+    /// Starts a part again that was killed, as it was.
+    pub fn start_again(&mut self, name: &str) -> anyhow::Result<()> {
+        let found = self.killed.iter().position(|part| part.name == name);
+        let found = found.with_context(|| format!("{name} was not killed"))?;
+        let Part { name, flags, .. } = self.killed.swap_remove(found);
+        self.run(name, &flags)
+    }
+
+    /// Waits until the API server can read and write what etcd holds.
+    pub fn wait_ready(&mut self) -> anyhow::Result<()> {
+        self.wait_for("the API server", &["get", "--raw", "/readyz"])
+    }
+
+    /// Removes all that etcd holds, as the loss of its disk does. It must not run.
+    pub fn lose_etcd_data(&self) -> anyhow::Result<()> {
+        let data = self.dir.join(ETCD_DATA);
+        fs::remove_dir_all(&data).with_context(|| format!("remove {}", data.display()))
     }
 
     /// The end of what each part logged, which is where it says why.
@@ -186,7 +227,8 @@ impl ControlPlane {
 
     fn run(&mut self, name: &'static str, flags: &[String]) -> anyhow::Result<()> {
         let path = self.dir.join(format!("{name}.log"));
-        let log = File::create(&path).with_context(|| format!("make {}", path.display()))?;
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("open {}", path.display()))?;
         let child = self
             .command()?
             .arg(name)
@@ -199,7 +241,11 @@ impl ControlPlane {
             .spawn()
             .with_context(|| format!("start {name}"))?;
         fs::write(pid_file(&self.dir, name), child.id().to_string())?;
-        self.parts.push(Part { name, child });
+        self.parts.push(Part {
+            name,
+            flags: flags.to_vec(),
+            child,
+        });
         Ok(())
     }
 
@@ -364,15 +410,16 @@ fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
 
 /// Unix sockets only: a second cluster on this host is not in the way. These are file names; etcd
 /// wants the form of an address.
-const ETCD: &str = "unix://etcd.sock:0";
+const ETCD_AT: &str = "unix://etcd.sock:0";
 const ETCD_PEER: &str = "unix://peer.sock:0";
+const ETCD_DATA: &str = "etcd";
 
 fn etcd_flags() -> Vec<String> {
     flags(&[
         ("name", "nearhop"),
-        ("data-dir", "etcd"),
-        ("listen-client-urls", ETCD),
-        ("advertise-client-urls", ETCD),
+        ("data-dir", ETCD_DATA),
+        ("listen-client-urls", ETCD_AT),
+        ("advertise-client-urls", ETCD_AT),
         ("listen-peer-urls", ETCD_PEER),
         ("initial-advertise-peer-urls", ETCD_PEER),
         ("initial-cluster", &format!("nearhop={ETCD_PEER}")),
@@ -385,7 +432,7 @@ fn etcd_flags() -> Vec<String> {
 fn apiserver_flags(at: SocketAddr) -> Vec<String> {
     let (ip, port) = (at.ip().to_string(), at.port().to_string());
     let mut flags = flags(&[
-        ("etcd-servers", ETCD),
+        ("etcd-servers", ETCD_AT),
         ("bind-address", &ip),
         ("advertise-address", &ip),
         ("secure-port", &port),
