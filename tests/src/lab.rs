@@ -331,6 +331,7 @@ impl Node {
 pub struct Pod {
     lab: Lab,
     addr: Ipv4Addr,
+    cable: u32,
     place: Place,
     worker: Arc<Worker>,
 }
@@ -347,6 +348,7 @@ impl Pod {
         Ok(Self {
             lab: lab.clone(),
             addr,
+            cable,
             place,
             worker,
         })
@@ -377,6 +379,22 @@ impl Pod {
     #[must_use]
     pub fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// Ends the pod's processes, and with them its servers and connections.
+    pub fn end(&self) {
+        must(self.worker.kill());
+    }
+
+    /// Gives the pod every address of a range, which stands for as many pods.
+    pub(crate) fn add_range(&self, range: &str) {
+        let router = &self.lab.inner.router;
+        must(router.ip(&format!("route add {range} dev pod{}\n", self.cable)));
+        must(
+            self.place
+                .netns
+                .ip(&format!("route add local {range} dev lo\n")),
+        );
     }
 
     pub(crate) fn worker(&self) -> &Worker {

@@ -1,7 +1,7 @@
 //! What an application in a pod does with sockets. Each method is one socket call or one exchange,
 //! and an error is the errno the application gets.
 
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 
 use rustix::io::Errno;
 use serde::de::DeserializeOwned;
@@ -38,6 +38,15 @@ impl Pod {
             let listening = self.call::<()>(&Request::Serve { serve, at });
             must(listening.map_err(|errno| format!("serve at {at}: {errno}")));
         }
+    }
+
+    /// Answers at this port of every address in an IPv4 range, all of which the pod gets.
+    pub fn serve_range(&self, range: &str, port: u16) {
+        self.add_range(range);
+        let serve = Serve::Tcp;
+        let at = (Ipv4Addr::UNSPECIFIED, port).into();
+        let listening = self.call::<()>(&Request::Serve { serve, at });
+        must(listening.map_err(|errno| format!("serve at {range}: {errno}")));
     }
 
     /// How many requests the server at this port has answered, over both families.

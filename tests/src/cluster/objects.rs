@@ -24,10 +24,56 @@ pub fn node(name: &str, zone: &str, cpus: u32) -> Value {
     })
 }
 
+/// A namespace, ready for Pods: those are refused before their ServiceAccount exists.
+#[must_use]
+pub fn namespace(name: &str) -> [Value; 2] {
+    let account = json!({
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"namespace": name, "name": "default"},
+    });
+    [
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        account,
+    ]
+}
+
+/// The object, in this namespace.
+#[must_use]
+pub fn within(namespace: &str, mut object: Value) -> Value {
+    object["metadata"]["namespace"] = json!(namespace);
+    object
+}
+
+/// The addresses of a Pod, the primary one first.
+#[derive(Clone, Debug)]
+pub struct Addresses(Vec<String>);
+
+impl Addresses {
+    /// Over IPv4 alone.
+    #[must_use]
+    pub fn v4(addr: &str) -> Self {
+        Self(vec![addr.to_owned()])
+    }
+}
+
+impl From<&Pod> for Addresses {
+    fn from(pod: &Pod) -> Self {
+        Self(vec![pod.addr().to_string(), pod.addr6().to_string()])
+    }
+}
+
 /// A Pod of an app in `default`, scheduled and running; its addresses are those of a pod of the lab.
 #[must_use]
 pub fn pod(name: &str, app: &str, node: &str, pod: &Pod) -> Value {
-    let (v4, v6) = (pod.addr().to_string(), pod.addr6().to_string());
+    pod_at(name, app, node, &pod.into())
+}
+
+/// The same, at any addresses.
+#[must_use]
+pub fn pod_at(name: &str, app: &str, node: &str, Addresses(ips): &Addresses) -> Value {
+    let pod_ips = ips.iter().map(|ip| json!({"ip": ip}));
+    let pod_ips: Vec<_> = pod_ips.collect();
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -38,8 +84,8 @@ pub fn pod(name: &str, app: &str, node: &str, pod: &Pod) -> Value {
         },
         "status": {
             "phase": "Running",
-            "podIP": v4,
-            "podIPs": [{"ip": v4}, {"ip": v6}],
+            "podIP": ips.first(),
+            "podIPs": pod_ips,
             "conditions": [{"type": "Ready", "status": "True"}],
         },
     })
