@@ -33,6 +33,19 @@ fn hints_end_cross_zone_traffic_and_standard_output_is_the_counts() {
     assert_eq!(counts["after"]["c"], far);
 }
 
+/// The control plane's own controller writes the slices and the hints.
+#[test]
+fn on_a_real_cluster_preferring_the_zone_ends_cross_zone_traffic() {
+    let output = demo().args(["--cluster", "--json"]).output().unwrap();
+
+    assert!(output.status.success(), "{}", agent::text(&output.stderr));
+    let counts: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(sum(&counts["before"]["a"]) == 100 && counts["before"]["a"]["192.168.2.43"] != 0);
+    assert_eq!(counts["after"]["a"]["192.168.2.43"], 0, "{counts}");
+    let far = json!({"192.168.2.141": 0, "192.168.2.43": 100, "192.168.2.83": 0});
+    assert_eq!(counts["after"]["c"], far);
+}
+
 #[test]
 fn the_table_shows_both_zones_the_share_and_the_maps() {
     let output = demo().output().unwrap();

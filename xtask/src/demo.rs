@@ -6,7 +6,7 @@ use std::{os::unix::process::CommandExt, process::ExitCode};
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    build, run,
+    build, cluster, run,
     toolchain::{self, Need},
     tree::Tree,
 };
@@ -20,6 +20,11 @@ pub(crate) struct Args {
     /// Print only the counts, as JSON, on standard output
     #[arg(long)]
     json: bool,
+    /// On a real control plane, whose own controller writes the EndpointSlices and the hints
+    ///
+    /// The first time this builds Kubernetes, which takes some minutes.
+    #[arg(long)]
+    cluster: bool,
 }
 
 pub(crate) fn demo(args: &Args) -> Result<ExitCode> {
@@ -31,6 +36,9 @@ pub(crate) fn demo(args: &Args) -> Result<ExitCode> {
     toolchain::ensure(&[Need::Iproute2, Need::Bpftool])?;
     build::objects(&tree)?;
     build::agent(&tree)?;
+    if args.cluster {
+        cluster::program(&tree)?;
+    }
     let mut cargo = build::cargo(&tree, "build");
     // The demo starts its servers and clients from the second one, which lies beside it.
     cargo.args([
@@ -46,8 +54,10 @@ pub(crate) fn demo(args: &Args) -> Result<ExitCode> {
 
     let mut demo = run::command(tree.target.join("release/demo"));
     demo.current_dir(&tree.root)
-        .env("NEARHOP_AGENT", tree.agent());
+        .env("NEARHOP_AGENT", tree.agent())
+        .env("NEARHOP_CLUSTER", cluster::path(&tree));
     demo.args(args.json.then_some("--json"));
+    demo.args(args.cluster.then_some("--cluster"));
     run::say_command(&demo);
     Err(demo.exec()).with_context(|| format!("starting {}", run::shown(&demo)))
 }

@@ -1,5 +1,6 @@
 //! Cross-zone traffic before and after hints, on real sockets: two simulated nodes in two zones, one
-//! agent on each, and the files of `examples/cross-zone`. Started by `cargo xtask demo`.
+//! agent on each, and the files of `examples/cross-zone`. Started by `cargo xtask demo`. With `--cluster`
+//! the agents follow a real control plane, whose own controller writes the EndpointSlices and the hints.
 
 use std::{
     collections::BTreeMap,
@@ -18,9 +19,14 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use lb_tests::{Agent, Lab, Node, Objects, Pod, Serve, agent, lab::Undo};
+use lb_tests::{
+    Agent, Cluster, Lab, Node, Objects, Pod, Serve, agent,
+    cluster::{control_plane, objects},
+    lab::Undo,
+    wait,
+};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const NODES: &str = include_str!("../../../examples/cross-zone/nodes.yaml");
 const SERVICE: &str = include_str!("../../../examples/cross-zone/service.yaml");
@@ -36,6 +42,9 @@ const ENDPOINTS: [(&str, &str); 3] = [
     ("192.168.2.43", "c"),
 ];
 const ENDPOINT_PORT: u16 = 8080;
+const SERVICE_NAME: &str = "msu-control";
+/// Where the Service has its address from.
+const RANGE: &str = "10.100.0.0/16";
 const CLIENTS: [(&str, &str); 2] = [("192.168.2.10", "a"), ("192.168.2.20", "c")];
 
 const REQUESTS: u32 = 100;
@@ -46,6 +55,9 @@ struct Args {
     /// Print only the counts, as JSON: {"before":{ZONE:{ENDPOINT:COUNT}},"after":{…}}
     #[arg(long)]
     json: bool,
+    /// On a real control plane: etcd, kube-apiserver and kube-controller-manager
+    #[arg(long)]
+    cluster: bool,
 }
 
 fn main() -> ExitCode {
@@ -76,14 +88,17 @@ fn complain(message: &str) {
 
 fn run(args: &Args) -> anyhow::Result<()> {
     agent::program()?;
+    if args.cluster {
+        control_plane::program()?;
+    }
     let lab = Lab::create(undo_on_signal)?;
     eprintln!("making two nodes, three servers and two clients");
-    let stage = Stage::build(&lab);
+    let stage = Stage::build(&lab, args.cluster)?;
     let before = stage.measure()?;
-    eprintln!("adding hints to the EndpointSlice");
-    stage.add_hints();
+    stage.add_hints()?;
     let after = stage.measure()?;
     let excerpt = stage.maps()?;
+    drop(stage);
     lab.undo();
     let outcome = Outcome { before, after };
     print(args, &outcome, &excerpt)?;
@@ -108,34 +123,40 @@ fn undo_on_signal(lab: Undo) -> anyhow::Result<()> {
 
 /// Everything that takes part.
 struct Stage {
-    objects: Objects,
     clients: Vec<(&'static str, Pod)>,
     agents: Vec<Arc<Agent>>,
-    node: Node,
+    nodes: BTreeMap<&'static str, Node>,
+    source: Source,
+}
+
+/// What the agents follow.
+enum Source {
+    Folder(Objects),
+    Cluster(Box<Cluster>),
 }
 
 impl Stage {
-    fn build(lab: &Lab) -> Self {
-        let objects = lab.objects();
-        objects.write("nodes.yaml", NODES);
-        objects.write("service.yaml", SERVICE);
-        objects.write("endpointslice.yaml", SLICE);
+    fn build(lab: &Lab, on_cluster: bool) -> anyhow::Result<Self> {
         let nodes =
             BTreeMap::from(["a", "c"].map(|zone| (zone, lab.node(&format!("node-{zone}")))));
-        for (endpoint, zone) in ENDPOINTS {
-            nodes[zone].pod(endpoint).serve(Serve::Http, ENDPOINT_PORT);
-        }
+        let servers = ENDPOINTS.map(|(endpoint, zone)| {
+            let server = nodes[zone].pod(endpoint);
+            server.serve(Serve::Http, ENDPOINT_PORT);
+            (&nodes[zone], server)
+        });
         let clients = CLIENTS
             .map(|(addr, zone)| (zone, nodes[zone].pod(addr)))
             .into();
-        eprintln!("starting an agent on each node");
-        let agents = nodes.values().map(|node| node.agent(&objects)).collect();
-        Self {
-            objects,
+        let (source, agents) = match on_cluster {
+            true => follow_cluster(lab, &nodes, &servers)?,
+            false => follow_folder(lab, &nodes),
+        };
+        Ok(Self {
             clients,
             agents,
-            node: nodes["a"].clone(),
-        }
+            nodes,
+            source,
+        })
     }
 
     /// Sends the requests from each zone, and counts who answered.
@@ -158,17 +179,31 @@ impl Stage {
         Ok(counts)
     }
 
-    /// Replaces the EndpointSlice, and waits until every agent has programmed it.
-    fn add_hints(&self) {
-        let agents: Vec<_> = self.agents.iter().map(Arc::as_ref).collect();
-        agent::all_program(&agents, || {
-            self.objects.write("endpointslice.yaml", SLICE_WITH_HINTS);
-        });
+    /// Brings hints about, and waits until every agent has programmed them.
+    fn add_hints(&self) -> anyhow::Result<()> {
+        match &self.source {
+            Source::Folder(objects) => {
+                eprintln!("adding hints to the EndpointSlice");
+                let agents: Vec<_> = self.agents.iter().map(Arc::as_ref).collect();
+                agent::all_program(&agents, || {
+                    objects.write("endpointslice.yaml", SLICE_WITH_HINTS);
+                });
+                Ok(())
+            }
+            Source::Cluster(cluster) => {
+                eprintln!("setting trafficDistribution: PreferSameZone on the Service");
+                let patch = r#"{"spec":{"trafficDistribution":"PreferSameZone"}}"#;
+                cluster.kubectl(&["patch", "service", SERVICE_NAME, "--patch", patch]);
+                until_each_serves(&self.nodes, "with hints", |service| {
+                    service["hints"] == "zone"
+                })
+            }
+        }
     }
 
     /// What `bpftool` shows of one node's maps.
     fn maps(&self) -> anyhow::Result<String> {
-        let dir = self.node.pin_path().join("v1");
+        let dir = self.nodes["a"].pin_path().join("v1");
         let mut excerpt = String::new();
         for map in ["NAMES", "SERVICES", "BACKENDS"] {
             let pin = dir.join(map);
@@ -179,6 +214,84 @@ impl Stage {
         }
         Ok(excerpt)
     }
+}
+
+/// Agents that follow the files of the example.
+fn follow_folder(lab: &Lab, nodes: &BTreeMap<&str, Node>) -> (Source, Vec<Arc<Agent>>) {
+    let objects = lab.objects();
+    objects.write("nodes.yaml", NODES);
+    objects.write("service.yaml", SERVICE);
+    objects.write("endpointslice.yaml", SLICE);
+    eprintln!("starting an agent on each node");
+    let agents = nodes.values().map(|node| node.agent(&objects)).collect();
+    (Source::Folder(objects), agents)
+}
+
+/// Agents that follow a cluster with the example's Nodes and Service, where the servers are Pods.
+fn follow_cluster(
+    lab: &Lab,
+    nodes: &BTreeMap<&str, Node>,
+    servers: &[(&Node, Pod)],
+) -> anyhow::Result<(Source, Vec<Arc<Agent>>)> {
+    eprintln!("starting etcd, kube-apiserver and kube-controller-manager");
+    let cluster = Cluster::start(lab);
+    let pods = servers.iter().map(|(node, server)| {
+        let name = format!("server-{}", server.addr());
+        objects::pod(&name, SERVICE_NAME, node.name(), server)
+    });
+    let range = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "example"},
+        "spec": {"cidrs": [RANGE]},
+    });
+    cluster.apply(pods.chain([range]));
+    let apply = ["apply", "--filename=-"];
+    wait::until("the example's objects", wait::PATIENCE, || {
+        // The address is refused until the range is known.
+        let output = cluster.try_kubectl(&apply, &[NODES, SERVICE].join("---\n"));
+        let said = agent::text(&output.stderr);
+        output.status.success().then_some(()).ok_or(said)
+    })?;
+    let selector = json!({"spec": {"selector": {"app": SERVICE_NAME}}}).to_string();
+    cluster.kubectl(&["patch", "service", SERVICE_NAME, "--patch", &selector]);
+
+    eprintln!("starting an agent on each node");
+    let kubeconfig = cluster.account();
+    let agents: Vec<_> = nodes
+        .values()
+        .map(|node| node.agent_of(&kubeconfig))
+        .collect();
+    for agent in &agents {
+        agent.wait_ready()?;
+    }
+    until_each_serves(nodes, "with all endpoints", |service| {
+        let backends = service["cluster"]["backends"].as_array();
+        backends.is_some_and(|backends| backends.len() == ENDPOINTS.len())
+    })?;
+    Ok((Source::Cluster(Box::new(cluster)), agents))
+}
+
+/// Waits until what every node serves of the Service is as wanted.
+fn until_each_serves(
+    nodes: &BTreeMap<&str, Node>,
+    what: &str,
+    wanted: impl Fn(&Value) -> bool,
+) -> anyhow::Result<()> {
+    for node in nodes.values() {
+        let what = format!("{} to serve {SERVICE_NAME} {what}", node.name());
+        wait::until(&what, wait::PATIENCE, || {
+            let output = node.cli().on_pins(&["services", "-o", "json"]);
+            let services: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let all = services["services"].as_array();
+            let served = all.is_some_and(|all| {
+                all.iter()
+                    .any(|service| service["name"] == SERVICE_NAME && wanted(service))
+            });
+            served.then_some(()).ok_or(services)
+        })?;
+    }
+    Ok(())
 }
 
 /// The cells of a map that hold something, with the names of their fields.
