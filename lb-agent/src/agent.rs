@@ -8,7 +8,10 @@
 
 mod growth;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context, Result};
 use lb_common::{
@@ -30,9 +33,20 @@ use crate::{
         BpfMaps, Datapath, Pins, capability, cgroup::Cgroup, migrate::Origin, store::StoreError,
     },
     model::state::Settings,
-    source::{Batch, dir, kube},
+    source::{
+        Batch, dir,
+        kube::{
+            self,
+            announce::{Announcement, Announcer},
+        },
+    },
     sync::{Engine, SyncReport, Wanted},
     tables::set::Capacities,
+    vitals::{
+        Vitals,
+        metrics::Outcome,
+        server::{self, Role},
+    },
 };
 
 /// Serves until told to stop. What is programmed then goes on serving.
@@ -52,19 +66,23 @@ pub fn run(config: &Config) -> Result<()> {
 }
 
 async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
-    let mut events = Events::new(config).await?;
+    let vitals = Arc::new(Vitals::new(2 * config.sync_period, pins));
+    let (batches, announcer) = follow(config, &vitals).await?;
+    let mut events = Events::new(batches)?;
+    start_servers(config, &vitals, &announcer).await?;
     let started = now();
     let mut wanted = Wanted::new(Settings {
         node: config.node.clone(),
         zone: config.zone.clone(),
         external_ips: true,
     });
-    if !gather(&mut events, &mut wanted, pins.serve()).await? {
+    if !gather(&mut events, &mut wanted, &vitals, pins.serve()).await? {
         return Ok(());
     }
     let capacities = config.capacities.over(wanted.capacities());
     let _lock = pins.lock()?;
     let (datapath, maps) = Datapath::open(pins, capacities)?;
+    announcer.tell(&Announcement::Starting);
     info!(
         node = %config.node,
         zone = wanted.model().zone().unwrap_or("none"),
@@ -82,6 +100,7 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
         cgroup,
         growth,
         history: History::new(started),
+        vitals,
         problems: Vec::new(),
         node_warned: false,
     }
@@ -99,13 +118,51 @@ fn log_changes(datapath: &Datapath, growth: &Growth, maps: &BpfMaps) {
     }
 }
 
+async fn follow(config: &Config, vitals: &Vitals) -> Result<(mpsc::Receiver<Batch>, Announcer)> {
+    match &config.source {
+        Source::Folder(path) => Ok((dir::follow(path)?, Announcer::nobody())),
+        Source::ApiServer(access) => {
+            let access = access.load().await?;
+            let watches = Arc::default();
+            vitals.metrics.has_watches(&watches);
+            let batches = kube::follow(&access, &config.node, watches)?;
+            Ok((batches, Announcer::new(&access, &config.node)?))
+        }
+    }
+}
+
+/// An address that somebody else has is tried again, unless that is to be the end.
+async fn start_servers(config: &Config, vitals: &Arc<Vitals>, announcer: &Announcer) -> Result<()> {
+    let failures = server::start(vitals, config.listen).context("starting the HTTP servers")?;
+    for failure in failures {
+        let told = announcer.tell(&match failure.role {
+            Role::Health => Announcement::NoHealthServer(failure.to_string()),
+            Role::Metrics => Announcement::NoMetricsServer(failure.to_string()),
+        });
+        if config.bind_hard_fail {
+            let _ = told.await;
+            return Err(failure.into());
+        }
+        warn!("{failure}; trying again every 5 seconds");
+    }
+    Ok(())
+}
+
 /// Waits for the whole source. Where tables of an earlier agent serve, also until every file and object
 /// was usable once, as what is not known would be pruned; where nothing serves, nothing can be lost.
 /// Returns whether to go on.
-async fn gather(events: &mut Events, wanted: &mut Wanted, serving: bool) -> Result<bool> {
+async fn gather(
+    events: &mut Events,
+    wanted: &mut Wanted,
+    vitals: &Vitals,
+    serving: bool,
+) -> Result<bool> {
     loop {
         match events.next(None).await? {
-            Event::Batch(batch) => wanted.fold(batch),
+            Event::Batch(batch) => {
+                vitals.heard(&batch);
+                wanted.fold(batch);
+            }
             Event::Tick => continue,
             Event::Shutdown => return Ok(false),
         }
@@ -125,13 +182,6 @@ enum Event {
     Shutdown,
 }
 
-async fn follow(config: &Config) -> Result<mpsc::Receiver<Batch>> {
-    Ok(match &config.source {
-        Source::Folder(path) => dir::follow(path)?,
-        Source::ApiServer(access) => kube::follow(&access.load().await?, &config.node)?,
-    })
-}
-
 struct Events {
     batches: mpsc::Receiver<Batch>,
     terminate: Signal,
@@ -139,9 +189,9 @@ struct Events {
 }
 
 impl Events {
-    async fn new(config: &Config) -> Result<Self> {
+    fn new(batches: mpsc::Receiver<Batch>) -> Result<Self> {
         Ok(Self {
-            batches: follow(config).await?,
+            batches,
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
@@ -185,6 +235,7 @@ struct Agent {
     growth: Growth,
     takeovers: u32,
     history: History,
+    vitals: Arc<Vitals>,
     /// As last logged.
     problems: Vec<String>,
     node_warned: bool,
@@ -192,13 +243,14 @@ struct Agent {
 
 impl Agent {
     async fn run(mut self, events: &mut Events) -> Result<()> {
+        self.vitals.queued();
         let mut retry_in = self.sync()?;
         loop {
             match events.next(retry_in).await? {
                 Event::Batch(batch) => {
-                    self.engine.fold(batch);
+                    self.fold(batch);
                     while let Some(batch) = events.queued()? {
-                        self.engine.fold(batch);
+                        self.fold(batch);
                     }
                 }
                 Event::Tick => {}
@@ -211,8 +263,16 @@ impl Agent {
         }
     }
 
+    fn fold(&mut self, batch: Batch) {
+        self.vitals.heard(&batch);
+        self.vitals.queued();
+        self.engine.fold(batch);
+    }
+
     /// Programs what is wanted. Returns when to try again, if that failed.
     fn sync(&mut self) -> Result<Option<Duration>> {
+        let eligible = self.engine.wanted().model().node_is_eligible();
+        self.vitals.health.node_is_eligible(eligible);
         let begun = Instant::now();
         let mut report = SyncReport::default();
         let done = self.sync_and_grow(&mut report)?;
@@ -223,6 +283,7 @@ impl Agent {
         self.log_problems(problems);
         self.log(&report, took, failed.is_some());
         self.write_status(&report)?;
+        self.show_vitals(&report, took, failed.is_some());
         Ok(match failed {
             Some(_) => Some(self.history.retry_in()),
             None => self.growth.retry_in(Instant::now()),
@@ -306,6 +367,21 @@ impl Agent {
         );
         if self.history.syncs == 1 && !failed {
             info!("ready");
+        }
+    }
+
+    /// Last of all, so that who is stuck before it is not taken for done.
+    fn show_vitals(&mut self, report: &SyncReport, took: Duration, failed: bool) {
+        let outcome = Outcome {
+            report,
+            took,
+            failed,
+            problems: self.problems.len(),
+            now: SystemTime::now(),
+        };
+        self.vitals.metrics.synced(&mut self.engine, &outcome);
+        if !failed {
+            self.vitals.done();
         }
     }
 

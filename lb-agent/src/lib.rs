@@ -1,6 +1,6 @@
 //! The agent as a library, in reading order: objects come from a source, become a model, the model
 //! becomes desired tables, the difference to what is programmed becomes map operations, and the
-//! datapath carries them out.
+//! datapath carries them out. The vitals say how that goes.
 
 pub mod source;
 
@@ -13,6 +13,8 @@ pub mod tables;
 pub mod datapath;
 
 pub mod sync;
+
+pub mod vitals;
 
 pub mod config;
 

@@ -1,7 +1,8 @@
 //! `lb-agent run`: the agent itself.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
@@ -9,6 +10,7 @@ use crate::{
     agent,
     config::{self, Config, GivenCapacities, PIN_PATH, Source},
     source::kube::access::Access,
+    vitals::server::Listen,
 };
 
 /// Keep the kernel's tables equal to what a cluster, or a folder of its objects, says
@@ -35,6 +37,8 @@ pub struct Args {
     pin_path: PathBuf,
     #[command(flatten)]
     capacities: Capacities,
+    #[command(flatten)]
+    health: HealthArgs,
     #[command(flatten)]
     log: Log,
 }
@@ -89,6 +93,44 @@ struct Capacities {
 }
 
 #[derive(Clone, Debug, Parser)]
+#[command(next_help_heading = "Health and metrics, over HTTP")]
+struct HealthArgs {
+    /// Where to serve /healthz and /livez; nothing: nowhere
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = config::HEALTHZ_ADDRESS)]
+    healthz_bind_address: String,
+    /// Where to serve /metrics; nothing: nowhere
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = config::METRICS_ADDRESS)]
+    metrics_bind_address: String,
+    /// End where such an address cannot be had, instead of trying again every 5 seconds
+    #[arg(long)]
+    bind_address_hard_fail: bool,
+    /// A change that is not programmed after twice this time makes /healthz and /livez fail
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = config::duration)]
+    sync_period: Duration,
+}
+
+impl HealthArgs {
+    fn listen(&self) -> anyhow::Result<Listen> {
+        let address = |flag, text: &str, port| {
+            let address = config::bind_address(text, port).map_err(anyhow::Error::msg);
+            address.context(flag)
+        };
+        Ok(Listen {
+            healthz: address(
+                "--healthz-bind-address",
+                &self.healthz_bind_address,
+                config::HEALTHZ_PORT,
+            )?,
+            metrics: address(
+                "--metrics-bind-address",
+                &self.metrics_bind_address,
+                config::METRICS_PORT,
+            )?,
+        })
+    }
+}
+
+#[derive(Clone, Debug, Parser)]
 #[command(next_help_heading = "Log, on standard error")]
 struct Log {
     /// What to log: error, warn, info, debug, trace, or as in RUST_LOG [default: RUST_LOG, or info without the watches' own log]
@@ -127,6 +169,7 @@ Exit codes:
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     start_log(&args.log)?;
+    let listen = args.health.listen()?;
     agent::run(&Config {
         source: args.source.source(),
         node: args.node.trim().to_lowercase(),
@@ -139,6 +182,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             slots: args.capacities.capacity_slots,
             backends: args.capacities.capacity_backends,
         },
+        listen,
+        bind_hard_fail: args.health.bind_address_hard_fail,
+        sync_period: args.health.sync_period,
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -100,13 +100,7 @@ impl BpfMaps {
     ///
     /// A map is not there, or not ours to open.
     pub fn open_set(set: &MapSet) -> Result<Self> {
-        Self::open(|name| {
-            let path = set.map(name);
-            MapData::from_pin(&path).with_context(|| {
-                let path = path.display();
-                format!("opening {path}; pins are root's, and need CAP_BPF")
-            })
-        })
+        Self::open(|name| pinned(set, name))
     }
 
     /// Says of every backend cell which set's it is, before its first use.
@@ -177,11 +171,21 @@ impl BpfMaps {
     ///
     /// The kernel refused.
     pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>> {
-        let count = |reason: Reason| {
-            let per_cpu = self.counters.get(&(reason as u32), 0)?;
-            Ok((reason.name(), per_cpu.iter().sum()))
+        counts(&self.counters)
+    }
+
+    /// The same of what is pinned and serves, or is about to; `None` if nothing is.
+    ///
+    /// # Errors
+    ///
+    /// It is not ours to open, or the kernel refused.
+    pub fn pinned_counters(pins: &Pins) -> Result<Option<BTreeMap<&'static str, u64>>> {
+        let Some(set) = pins.sets()?.pop() else {
+            return Ok(None);
         };
-        Reason::ALL.into_iter().map(count).collect()
+        let map = aya::maps::Map::PerCpuArray(pinned(&set, names::COUNTERS)?);
+        let counters = PerCpuArray::try_from(map).context(names::COUNTERS)?;
+        counts(&counters).map(Some)
     }
 
     /// What clients on this node did, for each Service port and backend.
@@ -296,6 +300,22 @@ impl BpfMaps {
             Err(error) => Err(refused(names::FRONTENDS, error)),
         }
     }
+}
+
+fn pinned(set: &MapSet, name: &str) -> Result<MapData> {
+    let path = set.map(name);
+    MapData::from_pin(&path).with_context(|| {
+        let path = path.display();
+        format!("opening {path}; pins are root's, and need CAP_BPF")
+    })
+}
+
+fn counts(counters: &PerCpuArray<MapData, u64>) -> Result<BTreeMap<&'static str, u64>> {
+    let count = |reason: Reason| {
+        let per_cpu = counters.get(&(reason as u32), 0)?;
+        Ok((reason.name(), per_cpu.iter().sum()))
+    };
+    Reason::ALL.into_iter().map(count).collect()
 }
 
 impl MapStore for BpfMaps {

@@ -12,8 +12,10 @@
 //! Each watch is a task of its own, in the runtime of the agent.
 
 pub mod access;
+pub mod announce;
 pub mod fold;
 mod watch;
+pub mod watches;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -36,6 +38,7 @@ use crate::{
         kube::{
             fold::{Fold, Then},
             watch::{Told, Watch},
+            watches::Watches,
         },
     },
 };
@@ -58,12 +61,16 @@ pub struct KubeError {
 }
 
 /// Follow an API server, in tasks of the runtime that this is called in. The first complete batch is
-/// all that there is.
+/// all that there is. How the watches do is noted in `watches`.
 ///
 /// # Errors
 ///
 /// What the access says cannot be used.
-pub fn follow(access: &Config, node: &str) -> Result<mpsc::Receiver<Batch>, KubeError> {
+pub fn follow(
+    access: &Config,
+    node: &str,
+    watches: Arc<Watches>,
+) -> Result<mpsc::Receiver<Batch>, KubeError> {
     let (told, news) = mpsc::channel(NEWS);
     let server = access.cluster_url.to_string();
     let server = server.trim_end_matches('/').to_owned();
@@ -76,6 +83,7 @@ pub fn follow(access: &Config, node: &str) -> Result<mpsc::Receiver<Batch>, Kube
         fold: Fold::new(server),
         news,
         lists,
+        watches,
     };
     task::spawn(gather.run(sender));
     Ok(receiver)
@@ -116,6 +124,7 @@ struct Gather {
     fold: Fold,
     news: mpsc::Receiver<Told>,
     lists: Lists,
+    watches: Arc<Watches>,
 }
 
 impl Gather {
@@ -161,7 +170,9 @@ impl Gather {
     }
 
     fn tell(&mut self, (kind, news): Told) {
-        match self.fold.tell(kind, news, Timestamp::now()) {
+        let now = Timestamp::now();
+        self.watches.note(kind, &news, now);
+        match self.fold.tell(kind, news, now) {
             Then::GoOn => {}
             Then::ListAgain { held, gone } => {
                 warn!(%kind, held, gone, "a new list lacks so much that another one must confirm it");

@@ -1,5 +1,5 @@
 //! What the reference pages promise about the contract: `docs/maps.md` names every map and every field
-//! of every cell, in the order in which they lie, and `docs/operations.md` every reason.
+//! of every cell, in the order in which they lie, and `docs/operations.md` every reason and metric.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +18,7 @@ pub(crate) fn gaps(root: &Path) -> Result<Vec<String>> {
     let (maps, operations) = (read(MAPS)?, read(OPERATIONS)?);
     let tables = tokens(&read("lb-common/src/tables.rs")?)?;
     let reasons = tokens(&read("lb-common/src/reason.rs")?)?;
+    let metrics = tokens(&read("lb-agent/src/vitals/metrics.rs")?)?;
 
     let mut gaps = cell_gaps(&cells(tables.clone()), &documented(&maps));
     gaps.extend(row_gaps(MAPS, &maps, &strings_in(tables, "names")?));
@@ -25,6 +26,11 @@ pub(crate) fn gaps(root: &Path) -> Result<Vec<String>> {
         OPERATIONS,
         &operations,
         &strings_in(reasons, "name")?,
+    ));
+    gaps.extend(row_gaps(
+        OPERATIONS,
+        &operations,
+        &strings_in(metrics, "names")?,
     ));
     Ok(gaps)
 }

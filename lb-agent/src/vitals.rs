@@ -1,0 +1,58 @@
+//! What the agent tells probes and Prometheus of itself. The loop writes it down as it goes and waits for
+//! nobody; a thread of its own serves it, so that a loop that is stuck is seen to be, instead of being
+//! not answered for.
+
+pub mod health;
+pub mod metrics;
+mod process;
+mod scrape;
+pub mod server;
+
+use std::time::{Duration, Instant, SystemTime};
+
+use self::{
+    health::{Health, Now},
+    metrics::Metrics,
+};
+use crate::{datapath::Pins, source::Batch};
+
+/// Shared by the loop and those who ask.
+pub struct Vitals {
+    pub health: Health,
+    pub metrics: Metrics,
+}
+
+impl Vitals {
+    /// A change that waits for `patience` makes the agent unhealthy.
+    #[must_use]
+    pub fn new(patience: Duration, pins: &Pins) -> Self {
+        Self {
+            health: Health::new(patience),
+            metrics: Metrics::new(pins),
+        }
+    }
+
+    /// Something came from the source.
+    pub fn heard(&self, batch: &Batch) {
+        self.metrics.heard(batch);
+    }
+
+    /// What came is to be programmed.
+    pub fn queued(&self) {
+        let now = now();
+        self.health.queued(now);
+        self.metrics.queued(now.wall);
+    }
+
+    /// All that came is programmed, and said.
+    pub fn done(&self) {
+        self.health.done(now());
+    }
+}
+
+fn now() -> Now {
+    Now {
+        clock: Instant::now(),
+        wall: SystemTime::now(),
+    }
+}
