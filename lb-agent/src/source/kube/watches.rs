@@ -61,7 +61,8 @@ impl Watches {
             | News::Changed(_)
             | News::Deleted(_)
             | News::NoSuchKind
-            | News::Answered => {}
+            | News::Answered
+            | News::WentBack => {}
         }
         figures.answering.store(true, Relaxed);
         let secs = u64::try_from(now.as_second()).unwrap_or_default();
