@@ -77,6 +77,15 @@ impl<T: Pod> Cells<T> {
         (0..self.count).try_for_each(|at| larger.write(at, &self.read(at)?))
     }
 
+    /// Adds the words of a cell to those of another map's, and leaves zeros. Others may be adding to
+    /// either; and done twice, it adds once.
+    pub(super) fn hand_over(&self, at: u32, to: &Self) -> io::Result<()> {
+        for (from, to) in self.cell(at)?.iter().zip(to.cell(at)?) {
+            to.fetch_add(from.swap(0, Relaxed), Relaxed);
+        }
+        Ok(())
+    }
+
     /// Writes a cell, word by word: only while no reader uses it.
     pub(super) fn write(&self, at: u32, value: &T) -> io::Result<()> {
         for (word, from) in self.cell(at)?.iter().zip(words(value)) {
@@ -127,7 +136,7 @@ fn words<T: Pod>(value: &T) -> impl Iterator<Item = u64> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::tables::{Backend, Membership};
+    use lb_common::tables::{Backend, Membership, Stats};
     use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
     use super::*;
@@ -182,8 +191,27 @@ mod tests {
     }
 
     #[test]
+    fn counts_that_are_handed_over_twice_are_added_once() {
+        let (from, to) = (cells::<Stats>(2), cells::<Stats>(2));
+        let stats = |connections, active| Stats {
+            connections,
+            active,
+            ..Stats::default()
+        };
+        from.write(1, &stats(5, 2)).unwrap();
+        // One connection began here, and two of those that began there ended here.
+        to.write(1, &stats(1, 0_u64.wrapping_sub(1))).unwrap();
+
+        from.hand_over(1, &to).unwrap();
+        from.hand_over(1, &to).unwrap();
+
+        assert_eq!(to.read_all().unwrap(), [stats(0, 0), stats(6, 1)]);
+        assert_eq!(from.read(1).unwrap(), stats(0, 0));
+    }
+
+    #[test]
     fn a_cell_beyond_the_end_is_an_error() {
-        let cells = cells(2);
+        let cells = cells::<Backend>(2);
 
         assert!(cells.read(2).is_err());
         assert!(cells.write(2, &backend()).is_err());
@@ -207,9 +235,9 @@ mod tests {
     }
 
     /// On memory of no map, which needs no capability.
-    fn cells(count: u32) -> Cells<Backend> {
+    fn cells<T: Pod>(count: u32) -> Cells<T> {
         let memory = memfd_create("cells", MemfdFlags::CLOEXEC).unwrap();
-        ftruncate(&memory, u64::from(count) * size_of::<Backend>() as u64).unwrap();
+        ftruncate(&memory, u64::from(count) * size_of::<T>() as u64).unwrap();
         Cells::map(memory.as_fd(), count).unwrap()
     }
 }

@@ -165,6 +165,25 @@ impl BpfMaps {
         Ok(())
     }
 
+    /// Adds the figures of these backends to those of the next set.
+    ///
+    /// # Errors
+    ///
+    /// A map has fewer cells than it said.
+    pub(super) fn hand_stats_to(&self, next: &Self) -> Result<()> {
+        let count = self.backends.count().min(next.backends.count());
+        for at in 0..count {
+            let generation = |maps: &Self| Ok(maps.backends.read(at)?.membership.generation);
+            let same: io::Result<bool> =
+                generation(self).and_then(|was| Ok(was == generation(next)?));
+            if same.context(names::BACKENDS)? {
+                let handed = self.backend_stats.hand_over(at, &next.backend_stats);
+                handed.context(names::BACKEND_STATS)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Each reason's count, over all CPUs.
     ///
     /// # Errors
@@ -201,6 +220,8 @@ impl BpfMaps {
             if self.backends.read(at)?.membership.generation != cell.membership.generation {
                 *stats = Stats::default();
             }
+            // Below zero for the moment in which maps grow: the begin was counted in the smaller map.
+            stats.active = u64::try_from(stats.active.cast_signed()).unwrap_or(0);
         }
         let cells = StatsCells {
             names: self.names.read_all()?,

@@ -8,7 +8,8 @@
 //!    whoever starts goes on with this set, if it has that layout, or makes yet another above it;
 //! 3. *move*: each link runs the new programs, one after the other, by an update in place: no call meets
 //!    two programs or none. Those that show addresses come before those that change them;
-//! 4. *drop*: links that this version does not have, then the old set. Its maps live in the kernel until
+//! 4. *drop*: links that this version does not have; what was counted in the old set is added to the new
+//!    one, as a connection may have begun on the one and ended on the other; then the old set. Its maps live in the kernel until
 //!    the last program that runs on them has ended.
 //!
 //! Between 2 and 4 some calls meet the old set and some the new one. Both serve, and nothing is written to
@@ -23,6 +24,7 @@ use crate::{
     datapath::{
         attach,
         cgroup::Cgroup,
+        grace::Grace,
         load::{self, Object},
         maps::BpfMaps,
         pins::{MapSet, Pins},
@@ -155,8 +157,28 @@ impl Datapath {
                 .publish(&self.set, |folder| object.pin_maps(folder))?;
         }
         attach::attach(object, cgroup, &self.pins)?;
+        self.take_figures_over()?;
         self.pins.keep_only(&self.set)?;
         self.object = None;
+        Ok(())
+    }
+
+    /// Adds what was counted in the sets before this one, for every cell that is the same use of the same
+    /// cell in both. Nothing is added to those any more: no link leads to their programs, and a grace
+    /// period ends the last run. Whoever is killed here leaves the rest to the next start.
+    fn take_figures_over(&self) -> Result<()> {
+        let mut older = self.pins.sets()?;
+        older.retain(|set| *set != self.set);
+        if older.is_empty() {
+            return Ok(());
+        }
+        Grace::new()?.wait()?;
+        let maps = BpfMaps::open_set(&self.set)?;
+        for set in older {
+            if load::is_readable(&set)? {
+                BpfMaps::open_set(&set)?.hand_stats_to(&maps)?;
+            }
+        }
         Ok(())
     }
 }
