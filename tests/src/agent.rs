@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
@@ -174,6 +175,19 @@ impl Cli {
         json(&self.on_pins(&["status", "-o", "json"]))
     }
 
+    /// What was counted of a Service port, such as `default/web:http`, in a family, such as `IPv4`.
+    pub fn counted(&self, port: &str, family: &str) -> Result<Counted, String> {
+        let document = json(&self.on_pins(&["services", "--stats", "-o", "json"]))?;
+        let mut services = document["services"].as_array().into_iter().flatten();
+        let service = services.find(|service| {
+            let text = |name: &str| service[name].as_str().unwrap_or_default();
+            let id = format!("{}/{}:{}", text("namespace"), text("name"), text("port"));
+            id == port && text("family") == family
+        });
+        let service = service.ok_or_else(|| format!("no {port} of {family} in {document}"))?;
+        serde_json::from_value(service.clone()).map_err(|error| error.to_string())
+    }
+
     /// A number of the status, by its name.
     pub fn number(&self, name: &str) -> Result<u64, String> {
         let status = self.status()?;
@@ -185,6 +199,21 @@ impl Cli {
         let status = self.status()?;
         number(&status["counters"], reason)
     }
+}
+
+/// The figures of a Service port or of one of its backends, as `services --stats` says them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Counted {
+    /// Of a backend.
+    pub address: Option<String>,
+    pub connections: u64,
+    pub active: u64,
+    pub failures: u64,
+    pub bytes_out: u64,
+    pub bytes_in: u64,
+    /// Of a Service port.
+    #[serde(default)]
+    pub backends: Vec<Counted>,
 }
 
 fn number(object: &Value, name: &str) -> Result<u64, String> {

@@ -67,6 +67,10 @@ pub enum Request {
         socket: SocketId,
         to: SocketAddr,
     },
+    /// `connect` to `AF_UNSPEC`.
+    Disconnect {
+        socket: SocketId,
+    },
     Send {
         socket: SocketId,
         to: Option<SocketAddr>,
@@ -85,6 +89,9 @@ pub enum Request {
     Close {
         socket: SocketId,
     },
+    /// Several threads do with the same sockets whatever sockets allow, in random order, and close them
+    /// all. Replies with nothing.
+    Abuse(Abuse),
     /// This many exchanges one after the other. Replies with a [`Tally`].
     Load {
         target: Target,
@@ -99,6 +106,16 @@ pub enum Request {
     FinishLoad {
         at_least: u32,
     },
+}
+
+/// What abuse is about.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Abuse {
+    pub targets: Vec<SocketAddr>,
+    pub threads: u32,
+    /// Socket calls of each thread.
+    pub calls: u32,
+    pub seed: u64,
 }
 
 /// What a load talks to, each time with a socket of its own.

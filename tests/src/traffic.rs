@@ -9,7 +9,9 @@ use serde::de::DeserializeOwned;
 use crate::{
     lab::Pod,
     must,
-    protocol::{Answer, Datagram, Family, Request, Serve, SocketId, Tally, Target, Transport},
+    protocol::{
+        Abuse, Answer, Datagram, Family, Request, Serve, SocketId, Tally, Target, Transport,
+    },
 };
 
 /// The IPv4 address as an `AF_INET6` socket names it: `[::ffff:a.b.c.d]:port`.
@@ -82,6 +84,23 @@ impl Pod {
         must(self.call(&Request::Load { target, count }))
     }
 
+    /// Everything that sockets allow, in random order, on sockets that threads share; all are closed in
+    /// the end.
+    pub fn abuse(&self, abuse: Abuse) {
+        must(self.call::<()>(&Request::Abuse(abuse)));
+    }
+
+    /// Kills the pod's process with all its sockets open. The pod can do nothing after that.
+    pub fn kill(&self) {
+        must(self.worker().kill());
+    }
+
+    /// A TCP socket that is not connected.
+    #[must_use]
+    pub fn tcp_socket(&self, family: Family) -> Socket<'_> {
+        self.open(Transport::Tcp, family)
+    }
+
     /// Exchanges by several clients at once while the test goes on. One such load per pod.
     #[must_use]
     pub fn start_load(
@@ -133,6 +152,10 @@ impl Socket<'_> {
     pub fn connect(&self, to: impl ToSocketAddrs) -> Result<(), Errno> {
         let (socket, to) = (self.id, address(to));
         self.pod.call(&Request::Connect { socket, to })
+    }
+
+    pub fn disconnect(&self) -> Result<(), Errno> {
+        self.pod.call(&Request::Disconnect { socket: self.id })
     }
 
     pub fn send(&self, text: &str) -> Result<(), Errno> {

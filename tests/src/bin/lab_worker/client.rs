@@ -49,6 +49,10 @@ impl Sockets {
         Ok(())
     }
 
+    pub(crate) fn disconnect(&self, id: SocketId) -> Result<()> {
+        rustix::net::connect_unspec(self.find(id)?)
+    }
+
     pub(crate) fn send(&self, id: SocketId, to: Option<SocketAddr>, text: &str) -> Result<()> {
         let socket = self.find(id)?;
         match to {
@@ -92,7 +96,7 @@ impl Sockets {
     }
 }
 
-fn open(transport: Transport, family: Family) -> Result<OwnedFd> {
+pub(crate) fn open(transport: Transport, family: Family) -> Result<OwnedFd> {
     let family = match family {
         Family::Inet => AddressFamily::INET,
         Family::Inet6 => AddressFamily::INET6,

@@ -2,6 +2,7 @@
 //! or does what the test asks for on standard input. It moves itself, so that the lab runs no code
 //! between fork and exec.
 
+mod abuse;
 mod client;
 mod server;
 
@@ -95,11 +96,13 @@ impl Worker {
             Request::Answered { serve, at } => value(self.servers.answered(serve, at)),
             Request::Open { transport, family } => value(self.sockets.open(transport, family)?),
             Request::Connect { socket, to } => value(self.sockets.connect(socket, to)?),
+            Request::Disconnect { socket } => value(self.sockets.disconnect(socket)?),
             Request::Send { socket, to, text } => value(self.sockets.send(socket, to, &text)?),
             Request::Receive { socket } => value(self.sockets.receive(socket)?),
             Request::PeerName { socket } => value(self.sockets.peer_name(socket)?),
             Request::LocalName { socket } => value(self.sockets.local_name(socket)?),
             Request::Close { socket } => value(self.sockets.close(socket)?),
+            Request::Abuse(abuse) => abuse::abuse(&abuse),
             Request::Load { target, count } => value(client::load(target, count)),
             Request::StartLoad { target, clients } => {
                 value(self.background.start(target, clients)?)
