@@ -469,7 +469,9 @@ mod tests {
     }
 
     async fn next(news: &mut mpsc::Receiver<Told>) -> String {
-        let (_, news) = news.recv().await.expect("the watch goes on");
+        // Longer than anything that is waited for on a paused clock.
+        let told = time::timeout(SILENCE_MAX * 3, news.recv()).await;
+        let (_, news) = told.expect("it says something").expect("the watch goes on");
         format!("{news:?}")
     }
 
