@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lb_common::{
     tables::{SCHEMA, Status},
     text::Text,
@@ -28,7 +28,7 @@ use tracing::{info, warn};
 
 use crate::{
     agent::growth::Growth,
-    config::{Config, Source},
+    config::{Config, Source, watched::Watch},
     datapath::{
         BpfMaps, Datapath, Pins, capability, cgroup::Cgroup, migrate::Origin, store::StoreError,
     },
@@ -66,15 +66,15 @@ pub fn run(config: &Config) -> Result<()> {
 }
 
 async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
-    let vitals = Arc::new(Vitals::new(2 * config.sync_period, pins));
+    let vitals = Arc::new(Vitals::new(config, pins));
     let (batches, announcer) = follow(config, &vitals).await?;
-    let mut events = Events::new(batches)?;
+    let mut events = Events::new(batches, config)?;
     start_servers(config, &vitals, &announcer).await?;
     let started = now();
     let mut wanted = Wanted::new(Settings {
         node: config.node.clone(),
         zone: config.zone.clone(),
-        external_ips: true,
+        external_ips: config.external_ips,
     });
     if !gather(&mut events, &mut wanted, &vitals, pins.serve()).await? {
         return Ok(());
@@ -184,14 +184,16 @@ enum Event {
 
 struct Events {
     batches: mpsc::Receiver<Batch>,
+    config_file: Option<Watch>,
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Events {
-    fn new(batches: mpsc::Receiver<Batch>) -> Result<Self> {
+    fn new(batches: mpsc::Receiver<Batch>, config: &Config) -> Result<Self> {
         Ok(Self {
             batches,
+            config_file: config.watched.clone().map(Watch::new),
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
@@ -204,11 +206,21 @@ impl Events {
                 None => std::future::pending().await,
             }
         };
+        let changed = async {
+            match &mut self.config_file {
+                Some(file) => file.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             batch = self.batches.recv() => {
                 Ok(Event::Batch(batch.context("what follows the objects has ended")?))
             }
             () = tick => Ok(Event::Tick),
+            path = changed => bail!(
+                "{} was changed; ending, so that a new start reads it. What is programmed keeps serving",
+                path.display()
+            ),
             _ = self.terminate.recv() => Ok(Event::Shutdown),
             _ = self.interrupt.recv() => Ok(Event::Shutdown),
         }

@@ -1,5 +1,9 @@
 //! What a run was told by its command line: plain values, passed in. The environment is read here alone.
 
+pub mod given;
+pub mod settings;
+pub mod watched;
+
 use std::{
     env,
     net::{IpAddr, SocketAddr},
@@ -8,7 +12,9 @@ use std::{
 };
 
 use k8s_openapi::jiff::SignedDuration;
+use serde_json::{Value, json};
 
+use self::{given::Given, watched::Watched};
 use crate::{source::kube::access::Access, tables::set::Capacities, vitals::server::Listen};
 
 /// Where pins lie unless told otherwise.
@@ -30,6 +36,53 @@ pub struct Config {
     pub bind_hard_fail: bool,
     /// kube-proxy's sync period: a change that waits for two of them makes the agent unhealthy.
     pub sync_period: Duration,
+    /// Whether `spec.externalIPs` are served.
+    pub external_ips: bool,
+    /// kube-proxy's settings, followed or not.
+    pub given: Given,
+    /// The file that they came from, whose change ends the agent.
+    pub watched: Option<Watched>,
+}
+
+impl Config {
+    /// What is in force, for `/configz`: kube-proxy's fields as they were set or are followed, and ours.
+    #[must_use]
+    pub fn configz(&self) -> Value {
+        let address = |at: Option<SocketAddr>| at.map_or_else(String::new, |at| at.to_string());
+        let mut fields = self.given.as_fields();
+        fields["apiVersion"] = given::API_VERSION.into();
+        fields["kind"] = given::KIND.into();
+        fields["hostnameOverride"] = self.node.clone().into();
+        fields["healthzBindAddress"] = address(self.listen.healthz).into();
+        fields["metricsBindAddress"] = address(self.listen.metrics).into();
+        fields["bindAddressHardFail"] = self.bind_hard_fail.into();
+        fields["featureGates"][given::EXTERNAL_IPS] = self.external_ips.into();
+        let (objects, access) = match &self.source {
+            Source::Folder(path) => (Some(path), None),
+            Source::ApiServer(access) => (None, Some(access)),
+        };
+        json!({
+            "kubeproxy.config.k8s.io": fields,
+            "nearhop.io": {
+                "node": self.node,
+                "zone": self.zone,
+                "objects": objects,
+                "kubeconfig": access.and_then(|access| access.kubeconfig.as_ref()),
+                "apiServer": access.and_then(|access| access.api_server.as_ref()),
+                "cgroup": self.cgroup,
+                "pinPath": self.pin_path,
+                "syncPeriodSeconds": self.sync_period.as_secs_f64(),
+                "configFile": self.watched.as_ref().map(|file| &file.path),
+            },
+        })
+    }
+}
+
+/// What the kernel calls this host.
+#[must_use]
+pub fn host_name() -> String {
+    let system = rustix::system::uname();
+    system.nodename().to_string_lossy().into_owned()
 }
 
 /// Where objects come from.
@@ -72,10 +125,12 @@ impl GivenCapacities {
     }
 }
 
+/// kube-proxy's default.
+pub const SYNC_PERIOD: Duration = Duration::from_secs(30);
+
 /// kube-proxy's ports, and where they are served unless told otherwise.
 pub const HEALTHZ_ADDRESS: &str = "0.0.0.0:10256";
 pub const HEALTHZ_PORT: u16 = 10256;
-pub const METRICS_ADDRESS: &str = "127.0.0.1:10249";
 pub const METRICS_PORT: u16 = 10249;
 
 /// An address to serve on, with this port unless it has one itself; nothing is nowhere.

@@ -8,27 +8,30 @@ mod process;
 mod scrape;
 pub mod server;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use self::{
     health::{Health, Now},
     metrics::Metrics,
 };
-use crate::{datapath::Pins, source::Batch};
+use crate::{config::Config, datapath::Pins, source::Batch};
 
 /// Shared by the loop and those who ask.
 pub struct Vitals {
     pub health: Health,
     pub metrics: Metrics,
+    /// What is in force.
+    configz: String,
 }
 
 impl Vitals {
-    /// A change that waits for `patience` makes the agent unhealthy.
+    /// A change that waits for two sync periods makes the agent unhealthy.
     #[must_use]
-    pub fn new(patience: Duration, pins: &Pins) -> Self {
+    pub fn new(config: &Config, pins: &Pins) -> Self {
         Self {
-            health: Health::new(patience),
+            health: Health::new(2 * config.sync_period),
             metrics: Metrics::new(pins),
+            configz: config.configz().to_string(),
         }
     }
 

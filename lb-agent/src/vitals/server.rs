@@ -76,6 +76,7 @@ impl Role {
             Self::Metrics => Router::new()
                 .route("/metrics", any(metrics))
                 .route("/healthz", any(|| async { plain("ok") }))
+                .route("/configz", any(configz))
                 .route("/proxyMode", any(|| async { plain(MODE) })),
         };
         routes.with_state(vitals)
@@ -180,6 +181,11 @@ fn probe(vitals: &Vitals, probe: Probe) -> Response {
 async fn metrics(State(vitals): State<Arc<Vitals>>) -> Response {
     let kind = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], vitals.metrics.text()).into_response()
+}
+
+async fn configz(State(vitals): State<Arc<Vitals>>) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (headers, vitals.configz.clone()).into_response()
 }
 
 fn plain(text: &'static str) -> Response {
