@@ -122,7 +122,7 @@ pub(crate) fn static_agent(tree: &Tree, processor: Processor) -> Result<PathBuf>
         .env_remove("RUSTFLAGS")
         .env("NEARHOP_BPF_OBJECT", &object);
     let by_cargo = triple.replace('-', "_");
-    // For the assembly and C of the cryptography; it needs no header of a C library.
+    // For the assembly and C of the cryptography.
     cargo.env(format!("CC_{by_cargo}"), processor.gcc());
     let linker = format!("CARGO_TARGET_{}_LINKER", by_cargo.to_uppercase());
     cargo.env(linker, processor.gcc());

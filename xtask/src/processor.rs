@@ -1,7 +1,7 @@
 //! The processors that nearhop is shipped for, by the names that Rust, container images and Debian's
 //! cross compilers have for them.
 
-use std::{env, fmt};
+use std::{env, fmt, path::PathBuf};
 
 use clap::ValueEnum;
 
@@ -56,12 +56,20 @@ impl Processor {
         }
     }
 
-    /// The package with that compiler.
-    pub(crate) fn gcc_package(self) -> &'static str {
+    /// The packages with that compiler and the headers that it asks for.
+    pub(crate) fn gcc_packages(self) -> &'static [&'static str] {
         match (self.is_own(), self) {
-            (true, _) => "gcc",
-            (false, Self::X86_64) => "gcc-x86-64-linux-gnu",
-            (false, Self::Aarch64) => "gcc-aarch64-linux-gnu",
+            (true, _) => &["gcc", "libc6-dev"],
+            (false, Self::X86_64) => &["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"],
+            (false, Self::Aarch64) => &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+        }
+    }
+
+    /// Where those headers are.
+    pub(crate) fn headers(self) -> PathBuf {
+        match self.is_own() {
+            true => "/usr/include".into(),
+            false => format!("/usr/{}-linux-gnu/include", self.name()).into(),
         }
     }
 

@@ -95,7 +95,9 @@ impl Need {
             Self::Iproute2 => found("ip"),
             Self::Qemu => found("qemu-system-x86_64"),
             Self::Musl(processor) => host.has_library(&processor.triple()),
-            Self::Gcc(processor) => found(processor.gcc()),
+            Self::Gcc(processor) => {
+                found(processor.gcc()) && processor.headers().join("stdint.h").is_file()
+            }
             Self::Emulator(processor) => processor.is_own() || found(&processor.emulator()),
             Self::Go => go::is_usable(),
         }
@@ -112,7 +114,10 @@ impl Need {
             Self::Iproute2 => apt_install(&["iproute2".into()]),
             Self::Qemu => apt_install(&["qemu-system-x86".into()]),
             Self::Musl(processor) => rustup(&["target", "add", &processor.triple()]),
-            Self::Gcc(processor) => apt_install(&[processor.gcc_package().into()]),
+            Self::Gcc(processor) => {
+                let packages = processor.gcc_packages().iter();
+                apt_install(&packages.map(|name| (*name).into()).collect::<Vec<_>>())
+            }
             Self::Emulator(_) => apt_install(&["qemu-user-static".into()]),
             Self::Go => go::install(),
         }
