@@ -3,6 +3,7 @@
 
 mod documents;
 mod imports;
+mod manifests;
 mod modules;
 mod reference;
 mod source;
@@ -14,7 +15,7 @@ use anyhow::{Result, bail};
 use self::source::Source;
 use crate::{run, tree::Tree};
 
-/// Check the tree's own rules: module docs, orphans, import walls, unsafe, documents
+/// Check the tree's own rules: module docs, orphans, import walls, unsafe, documents, versions
 ///
 /// Also names the ten longest files and functions, which are worth a look and never an error.
 #[derive(clap::Args)]
@@ -52,6 +53,7 @@ fn problems(tree: &Tree) -> Result<Vec<String>> {
     problems.extend(documents::dead_paths(&tree.root, &sources)?);
     problems.extend(documents::top_level(&tree.root)?);
     problems.extend(reference::gaps(&tree.root)?);
+    problems.extend(manifests::other_versions(&tree.root)?);
     Ok(problems)
 }
 
