@@ -172,6 +172,12 @@ impl Cluster {
         must(lock(&self.plane).wait_ready());
     }
 
+    /// What ServiceAccounts of nearhop asked, a JSON object a line.
+    #[must_use]
+    pub fn audit_log(&self) -> PathBuf {
+        self.plane.audit_log()
+    }
+
     /// Adds or replaces objects. A status is written as kubelets do, to its own subresource.
     pub fn apply(&self, objects: impl IntoIterator<Item = Value>) {
         let objects: Vec<Value> = objects.into_iter().collect();

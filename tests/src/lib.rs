@@ -25,6 +25,7 @@
 pub mod agent;
 pub mod cgroup;
 pub mod cluster;
+pub mod container;
 pub mod http;
 pub mod lab;
 pub mod netns;

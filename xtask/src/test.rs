@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::{ValueEnum, builder::PossibleValuesParser};
 
 use crate::{
-    build, cluster,
+    build, cluster, image,
     run::{self, Event},
     tally::{Libtest, Tally},
     toolchain::{self, Need},
@@ -112,10 +112,12 @@ fn unit(tree: &Tree, args: &Args) -> Result<Tally> {
 }
 
 fn lab(tree: &Tree, args: &Args) -> Result<Tally> {
-    toolchain::ensure(&[Need::Iproute2, Need::Bpftool])?;
+    toolchain::ensure(&[Need::Iproute2, Need::Bpftool, Need::Runc])?;
     build::next::build(tree)?;
     build::objects(tree)?;
     build::agent(tree)?;
+    let processor = build::processor(None)?;
+    image::make(tree, processor, &image::path(tree, processor))?;
     cluster::program(tree)?;
     cargo_test(tree, "lab", &["--package", "lb-tests"], args)
 }
@@ -137,6 +139,7 @@ fn cargo_test(tree: &Tree, stage: &str, packages: &[&str], args: &Args) -> Resul
         .args(["--", "--show-output"])
         .env("NEARHOP_AGENT", tree.agent())
         .env("NEARHOP_NEXT_AGENT", tree.next_agent())
+        .env("NEARHOP_IMAGE", image::path(tree, build::processor(None)?))
         .env("NEARHOP_CLUSTER", cluster::path(tree));
     for bin in build::further_programs(tree)? {
         let name = format!("NEARHOP_{}_OBJECT", bin.to_uppercase());

@@ -36,6 +36,8 @@ pub(crate) enum Need {
     /// Runs programs of another processor.
     Emulator(Processor),
     Go,
+    /// Runs containers of the image.
+    Runc,
 }
 
 /// Installs what is missing of `needs`, in their order.
@@ -77,6 +79,7 @@ impl Need {
             Self::Musl(_) => ("rust-std for musl", "the agent of the image is static"),
             Self::Gcc(_) => ("gcc", "it compiles and links for the image's processor"),
             Self::Emulator(_) => ("qemu-user", "programs of another processor run in it"),
+            Self::Runc => ("runc", "the image runs in it as it does on a node"),
             Self::Go => ("go", "the cluster of the tests is built with it"),
         }
     }
@@ -99,6 +102,7 @@ impl Need {
                 found(processor.gcc()) && processor.headers().join("stdint.h").is_file()
             }
             Self::Emulator(processor) => processor.is_own() || found(&processor.emulator()),
+            Self::Runc => found("runc"),
             Self::Go => go::is_usable(),
         }
     }
@@ -119,6 +123,7 @@ impl Need {
                 apt_install(&packages.map(|name| (*name).into()).collect::<Vec<_>>())
             }
             Self::Emulator(_) => apt_install(&["qemu-user-static".into()]),
+            Self::Runc => apt_install(&["runc".into()]),
             Self::Go => go::install(),
         }
     }

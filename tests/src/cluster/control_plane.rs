@@ -168,6 +168,12 @@ impl ControlPlane {
         kubeconfig_of(&self.dir, "admin")
     }
 
+    /// What ServiceAccounts of nearhop asked.
+    #[must_use]
+    pub fn audit_log(&self) -> PathBuf {
+        self.dir.join(AUDIT_LOG)
+    }
+
     /// `kubectl` as the administrator.
     pub fn kubectl(&self) -> anyhow::Result<Command> {
         let mut kubectl = self.command()?;
@@ -304,7 +310,24 @@ fn prepare(dir: &Path, at: SocketAddr, nodes: Nodes<'_>) -> anyhow::Result<()> {
         write_private(&kubeconfig_of(dir, &user), &kubeconfig(dir, at, &token))?;
     }
     write_private(&dir.join("tokens.csv"), &tokens)?;
+    write_private(&dir.join("audit.yaml"), &audit_policy())?;
     write_private(&dir.join("service-account.key"), &new_key()?)
+}
+
+const AUDIT_LOG: &str = "audit.log";
+
+/// Audited is only who is to have no more rights than it uses.
+fn audit_policy() -> String {
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            {"level": "Metadata", "users": ["system:serviceaccount:kube-system:nearhop"]},
+            {"level": "None"},
+        ],
+    })
+    .to_string()
 }
 
 /// Whether every part runs that was started with this folder.
@@ -447,6 +470,8 @@ fn apiserver_flags(at: SocketAddr) -> Vec<String> {
         ("allow-privileged", "true"),
         // Names of nodes are in no DNS.
         ("kubelet-preferred-address-types", "InternalIP"),
+        ("audit-policy-file", "audit.yaml"),
+        ("audit-log-path", AUDIT_LOG),
     ]);
     if at.ip().is_loopback() {
         // A loopback address is refused as the endpoint of default/kubernetes.
