@@ -12,6 +12,7 @@ mod clean_lab;
 mod cluster;
 mod demo;
 mod digest;
+mod foreign;
 mod image;
 mod processor;
 mod run;

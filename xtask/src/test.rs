@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that can fail, in three stages of rising cost, and one sum.
+//! `cargo xtask test`: everything that can fail, in four stages, and one sum.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::{ValueEnum, builder::PossibleValuesParser};
 
 use crate::{
-    build, cluster, image,
+    build, cluster, foreign, image,
     run::{self, Event},
     tally::{Libtest, Tally},
     toolchain::{self, Need},
@@ -14,7 +14,8 @@ use crate::{
     vm,
 };
 
-/// Run the tests: unit tests, the lab in network namespaces, and other kernels in a virtual machine
+/// Run the tests: unit tests, the lab in network namespaces, other kernels in a virtual machine, and
+/// the other processor
 ///
 /// The last line is `N passed, N failed, N skipped`, on standard output; all else is on standard
 /// error.
@@ -48,6 +49,8 @@ enum Stage {
     Lab,
     /// Other kernels, emulated: the oldest that nearhop runs on, and one that is preemptible
     Vm,
+    /// The agent for the other processor, run by an emulator
+    Foreign,
 }
 
 /// A stage over this hangs.
@@ -93,6 +96,7 @@ fn perform(tree: &Tree, stage: Stage, args: &Args) -> Result<Tally> {
         Stage::Unit => unit(tree, args),
         Stage::Lab => lab(tree, args),
         Stage::Vm => virtual_machines(tree, args),
+        Stage::Foreign => foreign_processors(tree, args),
     }
 }
 
@@ -102,6 +106,7 @@ impl Stage {
             Self::Unit => "unit",
             Self::Lab => "lab",
             Self::Vm => "vm",
+            Self::Foreign => "foreign",
         }
     }
 }
@@ -126,6 +131,20 @@ fn virtual_machines(tree: &Tree, args: &Args) -> Result<Tally> {
     build::objects(tree)?;
     build::agent(tree)?;
     vm::test(tree, &args.kernel, args.filter.as_deref())
+}
+
+/// It has one name, and no tests of its own.
+fn foreign_processors(tree: &Tree, args: &Args) -> Result<Tally> {
+    if args
+        .filter
+        .as_deref()
+        .is_some_and(|filter| !"foreign".contains(filter))
+    {
+        return Ok(Tally::default());
+    }
+    build::objects(tree)?;
+    build::agent(tree)?;
+    foreign::test(tree)
 }
 
 /// Cargo goes on after a program with a failed test, and shows what tests say that did not run.
