@@ -22,9 +22,9 @@ use tokio::{
     runtime,
     signal::unix::{Signal, SignalKind, signal},
     sync::mpsc::{self, error::TryRecvError},
-    time,
+    time::{self, Interval},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     agent::growth::Growth,
@@ -163,7 +163,7 @@ async fn gather(
                 vitals.heard(&batch);
                 wanted.fold(batch);
             }
-            Event::Tick => continue,
+            Event::Tick | Event::Sweep => continue,
             Event::Shutdown => return Ok(false),
         }
         if wanted.is_complete() || !serving {
@@ -179,21 +179,28 @@ enum Event {
     Batch(Batch),
     /// It is time to try again.
     Tick,
+    /// It is time to look for what only time ends.
+    Sweep,
     Shutdown,
 }
 
 struct Events {
     batches: mpsc::Receiver<Batch>,
     config_file: Option<Watch>,
+    sweeps: Interval,
     terminate: Signal,
     interrupt: Signal,
 }
+
+/// Expired affinity counts no more from the second on; this is how soon its memory is free.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
 impl Events {
     fn new(batches: mpsc::Receiver<Batch>, config: &Config) -> Result<Self> {
         Ok(Self {
             batches,
             config_file: config.watched.clone().map(Watch::new),
+            sweeps: time::interval(SWEEP_EVERY),
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
@@ -221,6 +228,7 @@ impl Events {
                 "{} was changed; ending, so that a new start reads it. What is programmed keeps serving",
                 path.display()
             ),
+            _ = self.sweeps.tick() => Ok(Event::Sweep),
             _ = self.terminate.recv() => Ok(Event::Shutdown),
             _ = self.interrupt.recv() => Ok(Event::Shutdown),
         }
@@ -266,6 +274,10 @@ impl Agent {
                     }
                 }
                 Event::Tick => {}
+                Event::Sweep => {
+                    self.sweep();
+                    continue;
+                }
                 Event::Shutdown => {
                     info!("stopping; what is programmed keeps serving");
                     return Ok(());
@@ -279,6 +291,15 @@ impl Agent {
         self.vitals.heard(&batch);
         self.vitals.queued();
         self.engine.fold(batch);
+    }
+
+    fn sweep(&mut self) {
+        match self.engine.store_mut().sweep_affinity() {
+            Ok(clients) => debug!(clients, "swept session affinity"),
+            Err(error) => {
+                warn!("session affinity was not swept, again in {SWEEP_EVERY:?}: {error:#}")
+            }
+        }
     }
 
     /// Programs what is wanted. Returns when to try again, if that failed.

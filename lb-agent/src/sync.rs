@@ -219,6 +219,11 @@ impl<S: MapStore> Engine<S> {
         Ok(())
     }
 
+    /// For what is not kept in step with objects.
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
     /// Programs what is wanted. `report` counts also what was done before an error.
     ///
     /// # Errors

@@ -47,34 +47,6 @@ pub struct NodeAddress {
 
 assert_size!(NodeAddress, 16);
 
-/// Key of `AFFINITY` (hash): one client of one Service port. Writers: hooks. Swept by the agent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C, align(8))]
-pub struct AffinityKey {
-    /// The client's address; a network namespace cookie in the last 8 bytes while it is not known.
-    pub client: Addr,
-    /// Index into `SERVICES`.
-    pub service: u32,
-    /// 1 if `client` is a cookie.
-    pub is_cookie: u32,
-}
-
-assert_size!(AffinityKey, 24);
-
-/// Value of `AFFINITY`: valid only while the backend's cell says that it is still in the list asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Affinity {
-    /// Index into `BACKENDS`.
-    pub backend: u32,
-    /// The generation of that cell.
-    pub generation: u32,
-    /// The last new flow, nanoseconds since boot.
-    pub used_nanos: u64,
-}
-
-assert_size!(Affinity, 16);
-
 /// Key of `SOURCE_RANGES` (LPM trie, value u32, unused): who may reach a load balancer address. Looked
 /// at only when the Service carries the flag. Writer: agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]

@@ -39,11 +39,15 @@ pub enum Reason {
     PeerEvicted = 15,
     /// No memory for the socket's state: forwarded, but the backend's own address shows.
     PeerLost = 16,
+    /// Sent to the backend that this client was given before, by session affinity.
+    ForwardAffine = 17,
+    /// `AFFINITY` is full: the backend was chosen by a hash of the client.
+    AffinityFull = 18,
 }
 
 impl Reason {
     /// Cells of `COUNTERS`.
-    pub const COUNT: u32 = 17;
+    pub const COUNT: u32 = 19;
 
     /// All, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -64,6 +68,8 @@ impl Reason {
         Self::DropStale,
         Self::PeerEvicted,
         Self::PeerLost,
+        Self::ForwardAffine,
+        Self::AffinityFull,
     ];
 
     /// The name in metrics, commands and documents.
@@ -87,6 +93,8 @@ impl Reason {
             Self::DropStale => "drop-stale",
             Self::PeerEvicted => "peer-evicted",
             Self::PeerLost => "peer-lost",
+            Self::ForwardAffine => "forward-affine",
+            Self::AffinityFull => "affinity-full",
         }
     }
 }

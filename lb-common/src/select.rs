@@ -5,8 +5,8 @@ use crate::{
     addr::{Addr, Port, Proto},
     reason::Reason,
     tables::{
-        Backend, BackendIndex, Frontend, FrontendKey, Kind, List, Locality, Ring, ServiceIndex,
-        Slot,
+        Affinity, AffinityKey, Backend, BackendIndex, Client, Frontend, FrontendKey, Kind, List,
+        Locality, Ring, ServiceIndex, Slot,
     },
 };
 
@@ -16,6 +16,10 @@ pub trait Tables {
     fn frontend(&self, key: &FrontendKey) -> Option<Frontend>;
     /// Loads one publication word of `SERVICES`, at once.
     fn ring(&self, service: ServiceIndex, list: List) -> Option<Ring>;
+    /// Reads the affinity time-out of a cell of `SERVICES`, in seconds; 0: no affinity.
+    fn affinity_secs(&self, service: ServiceIndex) -> u32;
+    /// Looks up `AFFINITY`.
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity>;
     /// Reads `SLOTS`.
     fn slot(&self, index: u32) -> Option<Slot>;
     /// Reads `BACKENDS`, the membership at once.
@@ -62,6 +66,10 @@ pub trait Draw {
     /// The backend that this socket already uses for this very destination. A datagram goes where the
     /// one before it went, as a flow in conntrack does.
     fn remembered(&self) -> Option<Remembered>;
+    /// Who asks. Only asked where the Service has affinity.
+    fn client(&self) -> Client;
+    /// Nanoseconds since boot. Only asked where the Service has affinity.
+    fn now_nanos(&self) -> u64;
 }
 
 /// Why a client is refused. (32 bits wide, as is [`DropReason`]: a byte that shares its place with an
@@ -88,6 +96,22 @@ pub enum DropReason {
     Stale,
 }
 
+/// How a backend was come by, and so what the hook is to write to `AFFINITY`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Found {
+    /// Drawn from the list. Nothing to write.
+    Drawn,
+    /// The one this socket already used. Nothing to write: affinity counts new flows.
+    BySocket,
+    /// The one this client was given before. The time of use is to be written.
+    ByClient,
+    /// Drawn for a client without an entry: one is to be made.
+    ForNewClient,
+    /// Drawn for a client whose entry counts no more: it is to be replaced.
+    ForKnownClient,
+}
+
 /// A chosen backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Forward {
@@ -97,8 +121,10 @@ pub struct Forward {
     pub index: BackendIndex,
     /// What it held.
     pub backend: Backend,
-    /// Whether this is the backend that the socket already used.
-    pub kept: bool,
+    /// The list that was asked for.
+    pub list: List,
+    /// How it was come by.
+    pub found: Found,
 }
 
 /// What becomes of a flow.
@@ -133,8 +159,10 @@ impl Decision {
 
 impl Forward {
     const fn reason(&self) -> Reason {
-        if self.kept {
-            return Reason::ForwardKept;
+        match self.found {
+            Found::BySocket => return Reason::ForwardKept,
+            Found::ByClient => return Reason::ForwardAffine,
+            Found::Drawn | Found::ForNewClient | Found::ForKnownClient => {}
         }
         match Locality::from_cell(self.backend.locality) {
             Locality::Node => Reason::ForwardNode,
@@ -152,11 +180,61 @@ pub fn select(tables: &impl Tables, flow: &Flow, draw: &impl Draw) -> Decision {
     let Some(frontend) = tables.frontend(&key) else {
         return miss(tables, flow);
     };
-    if let Some(kept) = keep(tables, frontend.service(), draw) {
+    let list = list_for(&frontend, flow.origin);
+    if let Some(kept) = keep(tables, frontend.service(), list, draw) {
         return Decision::Forward(kept);
     }
-    let list = list_for(&frontend, flow.origin);
-    choose(tables, frontend.service(), list, draw)
+    match tables.affinity_secs(frontend.service()) {
+        0 => choose(tables, frontend.service(), list, draw),
+        secs => choose_for_client(tables, frontend.service(), list, secs, draw),
+    }
+}
+
+/// Decides a flow of a Service port with session affinity (contract §9): the client's earlier backend
+/// while that is in the very list asked for, else one from the list.
+#[inline(always)]
+pub fn choose_for_client(
+    tables: &impl Tables,
+    service: ServiceIndex,
+    list: List,
+    secs: u32,
+    draw: &impl Draw,
+) -> Decision {
+    let known = tables.affinity(&AffinityKey::new(draw.client(), service));
+    if let Some(known) = known
+        && !known.has_expired(secs, draw.now_nanos())
+        && let Some(again) = again(tables, service, list, known)
+    {
+        return Decision::Forward(again);
+    }
+    let mut decision = choose(tables, service, list, draw);
+    if let Decision::Forward(forward) = &mut decision {
+        forward.found = match known {
+            Some(_) => Found::ForKnownClient,
+            None => Found::ForNewClient,
+        };
+    }
+    decision
+}
+
+/// The backend that a client was given before, if new flows of this list may still go there.
+#[inline(always)]
+fn again(
+    tables: &impl Tables,
+    service: ServiceIndex,
+    list: List,
+    known: Affinity,
+) -> Option<Forward> {
+    let index = BackendIndex(known.backend);
+    let backend = tables.backend(index)?;
+    let same = backend.membership.generation == known.generation && backend.service == service.0;
+    (same && backend.is_in(list)).then_some(Forward {
+        service,
+        index,
+        backend,
+        list,
+        found: Found::ByClient,
+    })
 }
 
 /// Decides a flow whose Service port and list are known.
@@ -183,7 +261,8 @@ pub fn choose(
                 service,
                 index,
                 backend,
-                kept: false,
+                list,
+                found: Found::Drawn,
             })
         }
         _ => Decision::Drop(DropReason::Stale),
@@ -205,7 +284,12 @@ fn list_for(frontend: &Frontend, origin: Origin) -> List {
 /// The backend used before, while it is the same use of the cell, still of this Service port, and still
 /// serving. Lists do not matter: a draining endpoint keeps its flows.
 #[inline(always)]
-fn keep(tables: &impl Tables, service: ServiceIndex, draw: &impl Draw) -> Option<Forward> {
+fn keep(
+    tables: &impl Tables,
+    service: ServiceIndex,
+    list: List,
+    draw: &impl Draw,
+) -> Option<Forward> {
     let remembered = draw.remembered()?;
     let index = remembered.backend;
     let backend = tables.backend(index)?;
@@ -215,7 +299,8 @@ fn keep(tables: &impl Tables, service: ServiceIndex, draw: &impl Draw) -> Option
         service,
         index,
         backend,
-        kept: true,
+        list,
+        found: Found::BySocket,
     })
 }
 
@@ -260,6 +345,8 @@ mod tests {
         local: Ring,
         slots: [Slot; 3],
         backends: [Backend; 2],
+        affinity_secs: u32,
+        affinity: BTreeMap<u64, Affinity>,
     }
 
     impl Plain {
@@ -296,6 +383,8 @@ mod tests {
                 local: ring(2, 1),
                 slots: [slot(0), slot(1), slot(1)],
                 backends: [backend(1, Locality::Other), backend(2, Locality::Node)],
+                affinity_secs: 0,
+                affinity: BTreeMap::new(),
             }
         }
 
@@ -319,10 +408,7 @@ mod tests {
                 proto: Proto::TCP,
                 origin,
             };
-            let draws = [0, u32::MAX].map(|random| With {
-                random,
-                remembered: None,
-            });
+            let draws = [0, u32::MAX].map(With::random);
             draws
                 .map(|draw| select(self, &flow, &draw).reason().name())
                 .into()
@@ -341,6 +427,15 @@ mod tests {
             })
         }
 
+        fn affinity_secs(&self, _service: ServiceIndex) -> u32 {
+            self.affinity_secs
+        }
+
+        fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+            assert_eq!(key.service, SERVICE.0);
+            self.affinity.get(&key.netns_cookie).copied()
+        }
+
         fn slot(&self, index: u32) -> Option<Slot> {
             self.slots.get(index as usize).copied()
         }
@@ -357,6 +452,19 @@ mod tests {
     struct With {
         random: u32,
         remembered: Option<Remembered>,
+        client: Client,
+        now_secs: u64,
+    }
+
+    impl With {
+        fn random(random: u32) -> Self {
+            Self {
+                random,
+                remembered: None,
+                client: Client(0),
+                now_secs: 0,
+            }
+        }
     }
 
     impl Draw for With {
@@ -366,6 +474,14 @@ mod tests {
 
         fn remembered(&self) -> Option<Remembered> {
             self.remembered
+        }
+
+        fn client(&self) -> Client {
+            self.client
+        }
+
+        fn now_nanos(&self) -> u64 {
+            self.now_secs * 1_000_000_000
         }
     }
 
@@ -439,8 +555,8 @@ mod tests {
                 tables,
                 &flow,
                 &With {
-                    random: u32::MAX,
                     remembered,
+                    ..With::random(u32::MAX)
                 },
             )
             .reason()
@@ -460,5 +576,107 @@ mod tests {
             "forward-node",
             "it does not serve any more"
         );
+    }
+
+    /// Two backends, the first of which was given to client 1 at second 100.
+    fn sticky(kind: Kind, local: bool) -> Plain {
+        let backends = Plain::new(kind, local).backends.map(|mut backend| {
+            backend.membership.lists |= Membership::CLUSTER;
+            backend
+        });
+        Plain {
+            backends,
+            affinity_secs: 30,
+            affinity: [(
+                1,
+                Affinity {
+                    backend: 0,
+                    generation: 7,
+                    used_nanos: 100_000_000_000,
+                },
+            )]
+            .into(),
+            ..Plain::new(kind, local)
+        }
+    }
+
+    /// How the last slot's draw ends for this client.
+    fn found(tables: &Plain, client: u64, now_secs: u64) -> (Found, u32) {
+        let flow = Flow {
+            addr: VIP,
+            port: Port(80),
+            proto: Proto::TCP,
+            origin: Origin::Node,
+        };
+        let draw = With {
+            client: Client(client),
+            now_secs,
+            ..With::random(u32::MAX)
+        };
+        match select(tables, &flow, &draw) {
+            Decision::Forward(forward) => (forward.found, forward.index.0),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_client_goes_where_it_went_until_the_second_it_expires() {
+        let tables = sticky(Kind::ClusterIp, false);
+
+        assert_eq!(found(&tables, 1, 129), (Found::ByClient, 0));
+        assert_eq!(found(&tables, 1, 130), (Found::ForKnownClient, 1));
+        assert_eq!(found(&tables, 2, 129), (Found::ForNewClient, 1));
+    }
+
+    #[test]
+    fn affinity_counts_from_the_time_out_that_holds_now() {
+        let mut tables = sticky(Kind::ClusterIp, false);
+
+        tables.affinity_secs = 0;
+        assert_eq!(found(&tables, 1, 101), (Found::Drawn, 1));
+        tables.affinity_secs = 1;
+        assert_eq!(found(&tables, 1, 101), (Found::ForKnownClient, 1));
+        tables.affinity_secs = 2;
+        assert_eq!(found(&tables, 1, 101), (Found::ByClient, 0));
+    }
+
+    #[test]
+    fn a_backend_that_left_the_list_asked_for_is_replaced() {
+        let left = |change: fn(&mut Plain)| {
+            let mut tables = sticky(Kind::ClusterIp, false);
+            change(&mut tables);
+            found(&tables, 1, 101)
+        };
+        let replaced = (Found::ForKnownClient, 1);
+
+        let draining =
+            |tables: &mut Plain| tables.backends[0].membership.lists = Membership::SERVING;
+        assert_eq!(left(draining), replaced);
+        let reused = |tables: &mut Plain| tables.backends[0].membership.generation = 8;
+        assert_eq!(left(reused), replaced);
+        let anothers = |tables: &mut Plain| tables.backends[0].service = 1;
+        assert_eq!(left(anothers), replaced);
+        assert_eq!(
+            found(&sticky(Kind::ClusterIp, true), 1, 101),
+            replaced,
+            "it is in the cluster list, and the policy asks for the local one"
+        );
+    }
+
+    #[test]
+    fn clients_are_spread_by_their_hash() {
+        const CLIENTS: u64 = 30_000;
+        let mut share = [0_u64; 3];
+        for client in 0..CLIENTS {
+            let ring = Ring {
+                len: 3,
+                ..Ring::zeroed()
+            };
+            share[ring.slot(Client(client).hash()) as usize] += 1;
+        }
+
+        let fair = CLIENTS / 3;
+        let unfair = share.iter().find(|share| share.abs_diff(fair) > fair / 20);
+        assert_eq!(unfair, None, "{share:?}");
     }
 }

@@ -42,6 +42,8 @@ pub mod names {
     pub const ZONES: &str = "ZONES";
     /// See [`super::ServiceCidr`].
     pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
+    /// See [`super::AffinityKey`] and [`super::Affinity`].
+    pub const AFFINITY: &str = "AFFINITY";
     /// See [`super::Socket`].
     pub const SOCKETS: &str = "SOCKETS";
     /// See [`crate::reason::Reason`].
@@ -49,7 +51,7 @@ pub mod names {
     /// See [`super::Status`].
     pub const STATUS: &str = "STATUS";
     /// All of them, in the order of the documentation.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 13] = [
         FRONTENDS,
         SERVICES,
         SLOTS,
@@ -59,6 +61,7 @@ pub mod names {
         NAMES,
         ZONES,
         SERVICE_CIDRS,
+        AFFINITY,
         SOCKETS,
         COUNTERS,
         STATUS,
@@ -80,6 +83,10 @@ pub const SERVICE_CIDRS_PER_FAMILY: u32 = 4;
 
 /// Cells of `SERVICE_CIDRS`: IPv4 from 0, IPv6 from [`SERVICE_CIDRS_PER_FAMILY`].
 pub const SERVICE_CIDRS_MAX: u32 = 2 * SERVICE_CIDRS_PER_FAMILY;
+
+/// Entries of `AFFINITY`: clients of this node, each with a Service port it uses. Not preallocated. When
+/// full, a client that has no entry is given a backend by a hash of itself, and counted.
+pub const AFFINITY_MAX: u32 = 1 << 16;
 
 /// Backends in one list: `Ring::len` is 16 bits. A Service port that wants more is left as it was, and
 /// reported.
@@ -380,8 +387,9 @@ impl Hints {
     }
 }
 
-/// The two lists of a Service port (contract §4).
+/// The two lists of a Service port (contract §4). 32 bits wide, as `select`'s reasons are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
 pub enum List {
     /// For traffic policy `Cluster`, and for clients on this node at external addresses.
     Cluster,
@@ -505,6 +513,17 @@ pub struct Backend {
 assert_size!(Backend, 40);
 
 impl Backend {
+    /// Whether new flows of this list may go to the endpoint.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_in(&self, list: List) -> bool {
+        let bit = match list {
+            List::Cluster => Membership::CLUSTER,
+            List::Local => Membership::LOCAL,
+        };
+        self.membership.lists & bit != 0
+    }
+
     /// Whether the endpoint may keep flows it has.
     #[inline(always)]
     #[must_use]
@@ -602,6 +621,75 @@ impl ServiceCidr {
             && (have[1] & mask[1]) == want[1]
             && (have[2] & mask[2]) == want[2]
             && (have[3] & mask[3]) == want[3]
+    }
+}
+
+/// A client, as session affinity tells clients apart: by its network namespace's cookie. A connect has
+/// no source address yet, and the processes of one pod, or of the host, share a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client(pub u64);
+
+impl Client {
+    /// 32 bits that are as good as random among clients, and the same for one client each time.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hash(self) -> u32 {
+        let odd = 0x9e37_79b9_7f4a_7c15;
+        let mixed = self.0.wrapping_mul(odd);
+        let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(odd);
+        (mixed >> 32) as u32
+    }
+}
+
+/// Key of `AFFINITY` (hash): one client of one Service port of one family. Writers: connect and sendmsg.
+/// The agent sweeps entries that count no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct AffinityKey {
+    /// The client: a network namespace's cookie.
+    pub netns_cookie: u64,
+    /// Index into `SERVICES`.
+    pub service: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+assert_size!(AffinityKey, 16);
+
+impl AffinityKey {
+    /// The key of a client at a Service port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(client: Client, service: ServiceIndex) -> Self {
+        Self {
+            netns_cookie: client.0,
+            service: service.0,
+            pad: 0,
+        }
+    }
+}
+
+/// Value of `AFFINITY`: the backend that a client was given. It counts while it has not expired, and
+/// while the backend's cell says that it is the same, and in the list asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Affinity {
+    /// Index into `BACKENDS`.
+    pub backend: u32,
+    /// The generation of that cell.
+    pub generation: u32,
+    /// The client's last new flow, nanoseconds since boot.
+    pub used_nanos: u64,
+}
+
+assert_size!(Affinity, 16);
+
+impl Affinity {
+    /// Whether no new flow came for `timeout_secs`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_expired(&self, timeout_secs: u32, now_nanos: u64) -> bool {
+        now_nanos.saturating_sub(self.used_nanos) >= timeout_secs as u64 * 1_000_000_000
     }
 }
 

@@ -6,13 +6,14 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use lb_common::{
     addr::Proto,
-    select::{Draw, Flow, Forward, Remembered, select},
-    tables::{PEERS_MAX, Socket},
+    select::{Draw, Flow, Forward, Remembered},
+    tables::{Client, PEERS_MAX, Socket},
 };
 
 use crate::{
+    affinity::select_for_client,
     maps::Maps,
-    sock::{Family, SockAddr, V4, V6, random},
+    sock::{Family, SockAddr, V4, V6, now_nanos, random},
     translate::{peer, translate},
     verdict::{Refusal, finish},
 };
@@ -30,7 +31,7 @@ pub(crate) fn nh_connect6(ctx: SockAddrContext) -> i32 {
 /// A connect starts anew: what the socket asked for before is forgotten.
 #[inline(always)]
 fn connect<F: Family>(mut sock: SockAddr<F>) -> i32 {
-    let choose = |_: &_, flow: &_| select(&Maps, flow, &NewFlow);
+    let choose = |sock: &_, flow: &_| select_for_client(flow, &NewFlow(sock));
     let outcome = translate(&mut sock, choose, start_anew);
     finish(&mut sock, outcome, Refusal::Elsewhere)
 }
@@ -64,9 +65,9 @@ pub(crate) fn uncount_all(socket: &mut Socket) {
 }
 
 /// A connection is a flow of its own, whatever its socket did before.
-struct NewFlow;
+struct NewFlow<'a, F>(&'a SockAddr<F>);
 
-impl Draw for NewFlow {
+impl<F: Family> Draw for NewFlow<'_, F> {
     #[inline(always)]
     fn random(&self) -> u32 {
         random()
@@ -75,5 +76,15 @@ impl Draw for NewFlow {
     #[inline(always)]
     fn remembered(&self) -> Option<Remembered> {
         None
+    }
+
+    #[inline(always)]
+    fn client(&self) -> Client {
+        self.0.client()
+    }
+
+    #[inline(always)]
+    fn now_nanos(&self) -> u64 {
+        now_nanos()
     }
 }

@@ -10,7 +10,7 @@ use core::{
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, bpf_sock},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_sock},
     btf_maps::{Array, HashMap, PerCpuArray, SkStorage},
     helpers::bpf_sk_storage_get,
     macros::btf_map,
@@ -21,9 +21,10 @@ use lb_common::{
     reason::Reason,
     select::{Remembered, Tables},
     tables::{
-        Backend, BackendIndex, CELLS_MIN, FRONTENDS_MAX, Frontend, FrontendKey, List, Membership,
-        Name, Ring, SERVICE_CIDRS_MAX, SERVICE_CIDRS_PER_FAMILY, Service, ServiceCidr,
-        ServiceIndex, Slot, Socket, Stats, Status, ZONES_MAX, ZoneName,
+        AFFINITY_MAX, Affinity, AffinityKey, Backend, BackendIndex, CELLS_MIN, FRONTENDS_MAX,
+        Frontend, FrontendKey, List, Membership, Name, Ring, SERVICE_CIDRS_MAX,
+        SERVICE_CIDRS_PER_FAMILY, Service, ServiceCidr, ServiceIndex, Slot, Socket, Stats, Status,
+        ZONES_MAX, ZoneName,
     },
 };
 
@@ -54,6 +55,13 @@ static NAMES: Array<Name, CELLS, MMAP> = Array::new();
 static ZONES: Array<ZoneName, { ZONES_MAX as usize }, MMAP> = Array::new();
 #[btf_map]
 static SERVICE_CIDRS: Array<ServiceCidr, { SERVICE_CIDRS_MAX as usize }, MMAP> = Array::new();
+#[btf_map]
+static AFFINITY: HashMap<
+    AffinityKey,
+    Affinity,
+    { AFFINITY_MAX as usize },
+    { BPF_F_NO_PREALLOC as usize },
+> = HashMap::new();
 #[btf_map]
 static SOCKETS: SkStorage<Socket> = SkStorage::new();
 #[btf_map]
@@ -93,6 +101,20 @@ impl Tables for Maps {
         // compiles to several loads, between which the agent may publish.
         let word = unsafe { ptr::read_volatile(word) };
         Some(Ring::from_word(word))
+    }
+
+    #[inline(always)]
+    fn affinity_secs(&self, service: ServiceIndex) -> u32 {
+        SERVICES.get(service.0).map_or(0, |cell| cell.affinity_secs)
+    }
+
+    /// Read twice, as a look-up of `FRONTENDS` is: the memory of an entry that was swept may be another
+    /// client's.
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<Affinity> {
+        let first = affinity_words(AFFINITY.get_ptr(key)?);
+        let second = affinity_words(AFFINITY.get_ptr(key)?);
+        (first[0] == second[0]).then(|| bytemuck::cast(first))
     }
 
     #[inline(always)]
@@ -184,6 +206,31 @@ impl Maps {
             return None;
         }
         self.stats_of(given.backend)
+    }
+
+    /// Makes a client's entry. Returns whether it did: not if there is one by now, or no room.
+    #[inline(always)]
+    pub(crate) fn add_affinity(&self, key: &AffinityKey, given: &Affinity) -> bool {
+        AFFINITY.insert(key, given, u64::from(BPF_NOEXIST)).is_ok()
+    }
+
+    /// Replaces a client's entry. Returns whether it did: not if the entry was swept and its room taken.
+    #[inline(always)]
+    pub(crate) fn replace_affinity(&self, key: &AffinityKey, given: &Affinity) -> bool {
+        AFFINITY.insert(key, given, u64::from(BPF_ANY)).is_ok()
+    }
+
+    /// Writes down that a client used its entry.
+    #[inline(always)]
+    pub(crate) fn refresh_affinity(&self, key: &AffinityKey, used_nanos: u64) {
+        if let Some(entry) = AFFINITY.get_ptr_mut(key) {
+            let word = entry
+                .cast::<u64>()
+                .wrapping_byte_add(offset_of!(Affinity, used_nanos));
+            // SAFETY: a field of an element that stays mapped while a program runs, 8 bytes aligned to 8.
+            // If the entry was swept this very moment, another client's entry is used a little longer.
+            unsafe { ptr::write_volatile(word, used_nanos) };
+        }
     }
 
     /// Whether the programs may set the caller's error.
@@ -294,4 +341,14 @@ fn frontend_word(value: *const Frontend) -> u64 {
     // SAFETY: an 8-byte aligned element of a hash, which stays mapped while a program runs. One 64-bit
     // load takes it whole, even while the agent replaces it.
     unsafe { ptr::read_volatile(value.cast::<u64>()) }
+}
+
+#[inline(always)]
+fn affinity_words(entry: *const Affinity) -> [u64; 2] {
+    let words = entry.cast::<u64>();
+    // SAFETY: the first of two words of an element that stays mapped while a program runs.
+    let given = unsafe { ptr::read_volatile(words) };
+    // SAFETY: the second.
+    let used = unsafe { ptr::read_volatile(words.wrapping_add(1)) };
+    [given, used]
 }

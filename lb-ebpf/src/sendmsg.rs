@@ -7,13 +7,14 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use lb_common::{
     reason::Reason,
-    select::{Draw, Flow, Forward, Remembered, select},
-    tables::{BackendIndex, Socket},
+    select::{Draw, Flow, Forward, Found, Remembered},
+    tables::{BackendIndex, Client, Socket},
 };
 
 use crate::{
+    affinity::select_for_client,
     maps::Maps,
-    sock::{Family, SockAddr, V4, V6, random},
+    sock::{Family, SockAddr, V4, V6, now_nanos, random},
     translate::{peer, translate},
     verdict::{Refusal, finish},
 };
@@ -30,7 +31,7 @@ pub(crate) fn nh_sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn sendmsg<F: Family>(mut sock: SockAddr<F>) -> i32 {
-    let choose = |sock: &_, flow: &_| select(&Maps, flow, &NextDatagram { sock, flow });
+    let choose = |sock: &_, flow: &_| select_for_client(flow, &NextDatagram { sock, flow });
     let outcome = translate(&mut sock, choose, remember);
     finish(&mut sock, outcome, Refusal::Deny)
 }
@@ -38,7 +39,7 @@ fn sendmsg<F: Family>(mut sock: SockAddr<F>) -> i32 {
 #[inline(always)]
 fn remember(socket: &mut Socket, flow: &Flow, chosen: &Forward) {
     let (at, evicts) = socket.place_for(flow.addr, flow.port);
-    if chosen.kept {
+    if chosen.found == Found::BySocket {
         return socket.used(at);
     }
     if evicts {
@@ -79,5 +80,15 @@ impl<F: Family> Draw for NextDatagram<'_, F> {
             backend: BackendIndex(peer.backend),
             generation: peer.generation,
         })
+    }
+
+    #[inline(always)]
+    fn client(&self) -> Client {
+        self.sock.client()
+    }
+
+    #[inline(always)]
+    fn now_nanos(&self) -> u64 {
+        now_nanos()
     }
 }

@@ -9,13 +9,13 @@ use core::{marker::PhantomData, ptr};
 
 use aya_ebpf::{
     bindings::bpf_sock_addr,
-    helpers::{bpf_get_prandom_u32, bpf_set_retval},
+    helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_boot_ns, bpf_set_retval},
     programs::SockAddrContext,
 };
 use lb_common::{
     addr::{Addr, Port, Proto},
     select::{Flow, Origin},
-    tables::{Peer, Socket},
+    tables::{Client, Peer, Socket},
 };
 
 use crate::maps::Maps;
@@ -173,6 +173,13 @@ impl<F: Family> SockAddr<F> {
         self.rewrite(loopback, Port(0));
     }
 
+    /// Who calls, as affinity tells clients apart.
+    #[inline(always)]
+    pub(crate) fn client(&self) -> Client {
+        // SAFETY: the kernel passes a live context, and these hooks may call the helper.
+        Client(unsafe { bpf_get_netns_cookie(self.ctx.sock_addr.cast()) })
+    }
+
     /// What the socket asked for so far.
     #[inline(always)]
     pub(crate) fn memory(&self) -> Option<&Socket> {
@@ -200,6 +207,13 @@ impl<F: Family> SockAddr<F> {
 pub(crate) fn random() -> u32 {
     // SAFETY: the helper takes no argument and may be called anywhere.
     unsafe { bpf_get_prandom_u32() }
+}
+
+/// Nanoseconds since boot.
+#[inline(always)]
+pub(crate) fn now_nanos() -> u64 {
+    // SAFETY: the helper takes no argument and may be called anywhere.
+    unsafe { bpf_ktime_get_boot_ns() }
 }
 
 /// Sets the error that the caller sees when the program returns 0. Only where the kernel has the helper.

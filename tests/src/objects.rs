@@ -138,6 +138,15 @@ impl Service {
         self
     }
 
+    /// `sessionAffinity: ClientIP`.
+    #[must_use]
+    pub fn client_affinity(mut self, timeout_secs: u32) -> Self {
+        self.0["spec"]["sessionAffinity"] = json!("ClientIP");
+        self.0["spec"]["sessionAffinityConfig"] =
+            json!({"clientIP": {"timeoutSeconds": timeout_secs}});
+        self
+    }
+
     fn port(mut self, name: &str, protocol: &str, port: u16) -> Self {
         let port = json!({"name": name, "protocol": protocol, "port": port});
         push(&mut self.0["spec"]["ports"], port);

@@ -17,8 +17,9 @@ use aya::{
 use lb_common::{
     reason::Reason,
     tables::{
-        Backend, Frontend, FrontendKey, Name, SCHEMA, SERVICE_CIDRS_MAX, Service, ServiceCidr,
-        Slot, Socket, Stats, Status, ZONES_MAX, ZoneName, names,
+        AFFINITY_MAX, Affinity, AffinityKey, Backend, Frontend, FrontendKey, Name, SCHEMA,
+        SERVICE_CIDRS_MAX, Service, ServiceCidr, Slot, Socket, Stats, Status, ZONES_MAX, ZoneName,
+        names,
     },
 };
 
@@ -221,6 +222,14 @@ const LAYOUTS: [Layout; names::ALL.len()] = [
     array::<Name>(names::NAMES, None),
     array::<ZoneName>(names::ZONES, Some(ZONES_MAX)),
     array::<ServiceCidr>(names::SERVICE_CIDRS, Some(SERVICE_CIDRS_MAX)),
+    Layout {
+        name: names::AFFINITY,
+        kind: MapType::Hash,
+        key: size_of::<AffinityKey>(),
+        value: size_of::<Affinity>(),
+        flags: NO_PREALLOC,
+        cells: Some(AFFINITY_MAX),
+    },
     Layout {
         name: names::SOCKETS,
         kind: MapType::SkStorage,

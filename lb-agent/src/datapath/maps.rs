@@ -7,10 +7,12 @@ use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use lb_common::{
     reason::Reason,
     tables::{
-        Backend, BackendIndex, Frontend, FrontendKey, List, Membership, Name, SCHEMA, Service,
-        ServiceCidr, ServiceIndex, Slot, Stats, Status, ZoneName, names,
+        Affinity, AffinityKey, Backend, BackendIndex, Frontend, FrontendKey, List, Membership,
+        Name, SCHEMA, Service, ServiceCidr, ServiceIndex, Slot, Stats, Status, ZoneName, names,
     },
 };
+
+use rustix::system::sysinfo;
 
 use crate::{
     datapath::{
@@ -42,6 +44,7 @@ pub struct BpfMaps {
     service_cidrs: Cells<ServiceCidr>,
     counters: PerCpuArray<MapData, u64>,
     status: Cells<Status>,
+    affinity: HashMap<MapData, Raw<AffinityKey>, Raw<Affinity>>,
     /// Made for the first wait: who only reads needs none, nor the locked memory that it counts as.
     grace: Option<Grace>,
 }
@@ -72,6 +75,8 @@ impl BpfMaps {
             counters: PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map(names::COUNTERS)?))
                 .context(names::COUNTERS)?,
             status: cells(names::STATUS, map(names::STATUS))?,
+            affinity: HashMap::try_from(aya::maps::Map::HashMap(map(names::AFFINITY)?))
+                .context(names::AFFINITY)?,
             grace: None,
         })
     }
@@ -289,6 +294,45 @@ impl BpfMaps {
             .write_guarded(index.0, backend, guard, free.word())
     }
 
+    /// Removes the affinity of clients that have not come back, and of Services and backends that are
+    /// gone. What expired lately stays: its client may be replacing it at this moment.
+    ///
+    /// Returns how many entries are left.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    pub fn sweep_affinity(&mut self) -> Result<usize> {
+        let now_nanos = boot_nanos();
+        let (mut left, mut gone) = (0, Vec::new());
+        for entry in self.affinity.iter() {
+            let (key, given) = entry.context(names::AFFINITY)?;
+            if self.counts_no_more(key.0, given.0, now_nanos) {
+                gone.push(key);
+            } else {
+                left += 1;
+            }
+        }
+        for key in gone {
+            remove(&mut self.affinity, names::AFFINITY, key)?;
+        }
+        Ok(left)
+    }
+
+    fn counts_no_more(&self, key: AffinityKey, given: Affinity, now_nanos: u64) -> bool {
+        const SWEPT_AFTER_SECS: u32 = 60;
+
+        let timeout = self
+            .services
+            .read(key.service)
+            .map_or(0, |cell| cell.affinity_secs);
+        let same = self.backends.read(given.backend).is_ok_and(|cell| {
+            cell.membership.lists != 0 && cell.membership.generation == given.generation
+        });
+        let swept_after = timeout.saturating_add(SWEPT_AFTER_SECS);
+        timeout == 0 || !same || given.has_expired(swept_after, now_nanos)
+    }
+
     fn write_slots(&self, base: u32, slots: &[Slot]) -> io::Result<()> {
         (base..)
             .zip(slots)
@@ -305,19 +349,6 @@ impl BpfMaps {
     fn put_frontend(&mut self, key: FrontendKey, frontend: Frontend) -> Result<(), StoreError> {
         match self.frontends.insert(Raw(key), Raw(frontend), 0) {
             Ok(()) => Ok(()),
-            Err(error) => Err(refused(names::FRONTENDS, error)),
-        }
-    }
-
-    /// An entry that is gone already is what was asked for.
-    fn delete_frontend(&mut self, key: FrontendKey) -> Result<(), StoreError> {
-        match self.frontends.remove(&Raw(key)) {
-            Ok(()) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
-            Err(MapError::SyscallError(error))
-                if error.io_error.kind() == io::ErrorKind::NotFound =>
-            {
-                Ok(())
-            }
             Err(error) => Err(refused(names::FRONTENDS, error)),
         }
     }
@@ -388,7 +419,7 @@ impl MapStore for BpfMaps {
                 in_map(names::BACKENDS, published)
             }
             Op::PutFrontend { key, frontend } => self.put_frontend(*key, *frontend),
-            Op::DeleteFrontend { key } => self.delete_frontend(*key),
+            Op::DeleteFrontend { key } => remove(&mut self.frontends, names::FRONTENDS, Raw(*key)),
         }
     }
 
@@ -413,6 +444,27 @@ impl MapStore for BpfMaps {
             service_cidrs: in_map(names::SERVICE_CIDRS, self.service_cidrs.read_all())?,
         })
     }
+}
+
+/// An entry that is gone already is what was asked for.
+fn remove<K: aya::Pod, V: aya::Pod>(
+    map: &mut HashMap<MapData, K, V>,
+    name: &'static str,
+    key: K,
+) -> Result<(), StoreError> {
+    match map.remove(&key) {
+        Ok(()) | Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(())
+        }
+        Err(error) => Err(refused(name, error)),
+    }
+}
+
+/// The clock of `bpf_ktime_get_boot_ns`, to a second.
+fn boot_nanos() -> u64 {
+    let secs = u64::try_from(sysinfo().uptime).unwrap_or(0);
+    secs.saturating_mul(1_000_000_000)
 }
 
 fn in_map<T>(map: &'static str, done: io::Result<T>) -> Result<T, StoreError> {

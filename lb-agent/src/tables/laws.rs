@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::{
     addr::{Addr, Port, Proto},
     select::{Decision, Draw, Flow, Origin, Remembered, select},
-    tables::{FrontendKey, Hints, Kind, Locality, Membership, Ring, Service},
+    tables::{Client, FrontendKey, Hints, Kind, Locality, Membership, Ring, Service},
 };
 use proptest::{prelude::*, sample::subsequence};
 
@@ -108,6 +108,14 @@ impl Draw for Fixed {
 
     fn remembered(&self) -> Option<Remembered> {
         None
+    }
+
+    fn client(&self) -> Client {
+        Client(0)
+    }
+
+    fn now_nanos(&self) -> u64 {
+        0
     }
 }
 

@@ -8,9 +8,9 @@ use lb_common::{
     addr::Addr,
     select::Tables,
     tables::{
-        Backend, BackendIndex, CELLS_MIN, FRONTENDS_MAX, Frontend, FrontendKey, List, Name, Ring,
-        SERVICE_CIDRS_MAX, SERVICE_CIDRS_PER_FAMILY, Service, ServiceCidr, ServiceIndex, Slot,
-        ZONES_MAX, ZoneName, names,
+        Affinity, AffinityKey, Backend, BackendIndex, CELLS_MIN, FRONTENDS_MAX, Frontend,
+        FrontendKey, List, Name, Ring, SERVICE_CIDRS_MAX, SERVICE_CIDRS_PER_FAMILY, Service,
+        ServiceCidr, ServiceIndex, Slot, ZONES_MAX, ZoneName, names,
     },
 };
 
@@ -174,6 +174,16 @@ impl Tables for TableSet {
 
     fn ring(&self, service: ServiceIndex, list: List) -> Option<Ring> {
         Some(self.services.get(service.0 as usize)?.ring(list))
+    }
+
+    fn affinity_secs(&self, service: ServiceIndex) -> u32 {
+        let cell = self.services.get(service.0 as usize);
+        cell.map_or(0, |cell| cell.affinity_secs)
+    }
+
+    /// The hooks write these entries, so there are none here.
+    fn affinity(&self, _key: &AffinityKey) -> Option<Affinity> {
+        None
     }
 
     fn slot(&self, index: u32) -> Option<Slot> {

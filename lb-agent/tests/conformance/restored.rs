@@ -13,7 +13,7 @@ use lb_agent::{
 use lb_common::{
     addr::{Addr, Port, Proto},
     select::{Decision, Draw, DropReason, Flow, Origin, RejectReason, Remembered, choose, select},
-    tables::{BackendIndex, List, Ring, Service},
+    tables::{BackendIndex, Client, List, Ring, Service},
 };
 
 use crate::vectors::{Outcome, Vector};
@@ -103,5 +103,13 @@ impl Draw for First {
 
     fn remembered(&self) -> Option<Remembered> {
         None
+    }
+
+    fn client(&self) -> Client {
+        Client(0)
+    }
+
+    fn now_nanos(&self) -> u64 {
+        0
     }
 }

@@ -9,7 +9,7 @@ use lb_agent::tables::TableSet;
 use lb_common::{
     addr::{Port, Proto, socket_addr},
     select::{Decision, Draw, Flow, Origin, Remembered, select},
-    tables::FrontendKey,
+    tables::{Client, FrontendKey},
 };
 
 /// Whole lists are seen up to this length.
@@ -69,6 +69,14 @@ impl Draw for Fixed {
 
     fn remembered(&self) -> Option<Remembered> {
         self.remembered
+    }
+
+    fn client(&self) -> Client {
+        Client(0)
+    }
+
+    fn now_nanos(&self) -> u64 {
+        0
     }
 }
 

@@ -13,7 +13,7 @@ use lb_agent::{
 };
 use lb_common::{
     addr::socket_addr,
-    select::{Decision, Origin, Remembered},
+    select::{Decision, Found, Origin, Remembered},
     tables::{Name, Service},
 };
 
@@ -352,12 +352,12 @@ impl<S: MapStore + Clone, F: Fn(Capacities) -> S> World<S, F> {
         let decisions = decisions(&self.dump(), &flow, self.sockets.get(&key).copied());
         let is_expected = |decision: &&Decision| {
             answer(decision) == expected.trim()
-                && matches!(decision, Decision::Forward(to) if to.kept) == keeps
+                && matches!(decision, Decision::Forward(to) if to.found == Found::BySocket) == keeps
         };
         let Some(decision) = decisions.iter().find(is_expected) else {
-            let kept = decisions
-                .iter()
-                .any(|decision| matches!(decision, Decision::Forward(to) if to.kept));
+            let kept = decisions.iter().any(
+                |decision| matches!(decision, Decision::Forward(to) if to.found == Found::BySocket),
+            );
             let actual: BTreeSet<_> = decisions.iter().map(answer).collect();
             return Err(format!(
                 "the socket {} {}",
