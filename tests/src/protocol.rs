@@ -44,6 +44,8 @@ pub enum Serve {
     Udp,
     /// `200` with the server's address as body.
     Http,
+    /// TCP, every connection of which is closed at once.
+    Discard,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,6 +99,12 @@ pub enum Request {
         target: Target,
         count: u32,
     },
+    /// So many connects one after the other, each on a socket of its own, to these addresses in turn.
+    /// Replies with a [`Timed`] for each.
+    TimeConnects {
+        to: Vec<SocketAddr>,
+        count: u32,
+    },
     /// Exchanges by several clients at once, until the load is finished.
     StartLoad {
         target: Target,
@@ -116,6 +124,14 @@ pub struct Abuse {
     /// Socket calls of each thread.
     pub calls: u32,
     pub seed: u64,
+}
+
+/// How long one connection's calls took, in nanoseconds.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Timed {
+    pub connect: u32,
+    /// Of a socket that is closed by a reset, so that nothing of it stays.
+    pub close: u32,
 }
 
 /// What a load talks to, each time with a socket of its own.

@@ -10,7 +10,7 @@ use crate::{
     lab::Pod,
     must,
     protocol::{
-        Abuse, Answer, Datagram, Family, Request, Serve, SocketId, Tally, Target, Transport,
+        Abuse, Answer, Datagram, Family, Request, Serve, SocketId, Tally, Target, Timed, Transport,
     },
 };
 
@@ -99,6 +99,12 @@ impl Pod {
     #[must_use]
     pub fn tcp_socket(&self, family: Family) -> Socket<'_> {
         self.open(Transport::Tcp, family)
+    }
+
+    /// So many connects to these addresses in turn, each timed alone.
+    #[must_use]
+    pub fn time_connects(&self, to: Vec<SocketAddr>, count: u32) -> Vec<Timed> {
+        must(self.call(&Request::TimeConnects { to, count }))
     }
 
     /// Exchanges by several clients at once while the test goes on. One such load per pod.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod btf;
 mod build;
 mod check;
@@ -38,6 +39,7 @@ enum Task {
     Build(build::Args),
     Image(image::Args),
     Demo(demo::Args),
+    Bench(bench::Args),
     Test(test::Args),
     Check(check::Args),
     Tidy(tidy::Args),
@@ -50,6 +52,7 @@ Examples:
   cargo xtask build                    target/lb-ebpf.o and target/release/lb-agent
   cargo xtask image                    the image for deploy/, without a container engine
   cargo xtask demo                     traffic between zones, before and after topology hints
+  cargo xtask bench connect            what a connect costs, beside kube-proxy's rules
   cargo xtask cluster up               a real Kubernetes control plane on loopback
   cargo xtask test --only unit         what needs no root
   cargo xtask test --kernel 5.10       everything on the oldest kernel
@@ -70,6 +73,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Build(args) => build::build(&args),
         Task::Image(args) => image::image(&args),
         Task::Demo(args) => demo::demo(&args),
+        Task::Bench(args) => bench::bench(&args),
         Task::Test(args) => test::test(&args),
         Task::Check(args) => check::check(&args),
         Task::Tidy(args) => tidy::tidy(&args),

@@ -117,7 +117,13 @@ fn unit(tree: &Tree, args: &Args) -> Result<Tally> {
 }
 
 fn lab(tree: &Tree, args: &Args) -> Result<Tally> {
-    toolchain::ensure(&[Need::Iproute2, Need::Bpftool, Need::Runc])?;
+    toolchain::ensure(&[
+        Need::Iproute2,
+        Need::Bpftool,
+        Need::Nftables,
+        Need::Iptables,
+        Need::Runc,
+    ])?;
     build::next::build(tree)?;
     build::objects(tree)?;
     build::agent(tree)?;

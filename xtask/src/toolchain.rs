@@ -28,6 +28,8 @@ pub(crate) enum Need {
     CargoDeny,
     Bpftool,
     Iproute2,
+    Nftables,
+    Iptables,
     Qemu,
     /// Rust's library for static programs.
     Musl(Processor),
@@ -75,6 +77,8 @@ impl Need {
             ),
             Self::Bpftool => ("bpftool", "maps are dumped by it"),
             Self::Iproute2 => ("iproute2", "the lab's namespaces are made with ip"),
+            Self::Nftables => ("nftables", "kube-proxy writes its rules with nft"),
+            Self::Iptables => ("iptables", "kube-proxy writes its rules with it"),
             Self::Qemu => ("qemu", "other kernels run in it"),
             Self::Musl(_) => ("rust-std for musl", "the agent of the image is static"),
             Self::Gcc(_) => ("gcc", "it compiles and links for the image's processor"),
@@ -96,6 +100,8 @@ impl Need {
             Self::CargoDeny => host.features("cargo-deny", CARGO_DENY).is_some(),
             Self::Bpftool => found("bpftool"),
             Self::Iproute2 => found("ip"),
+            Self::Nftables => found("nft"),
+            Self::Iptables => found("iptables-restore"),
             Self::Qemu => found("qemu-system-x86_64"),
             Self::Musl(processor) => host.has_library(&processor.triple()),
             Self::Gcc(processor) => {
@@ -116,6 +122,8 @@ impl Need {
             Self::CargoDeny => cargo_install("cargo-deny", CARGO_DENY, |_| {}),
             Self::Bpftool => apt_install(&["bpftool".into()]),
             Self::Iproute2 => apt_install(&["iproute2".into()]),
+            Self::Nftables => apt_install(&["nftables".into()]),
+            Self::Iptables => apt_install(&["iptables".into()]),
             Self::Qemu => apt_install(&["qemu-system-x86".into()]),
             Self::Musl(processor) => rustup(&["target", "add", &processor.triple()]),
             Self::Gcc(processor) => {

@@ -11,11 +11,13 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
-use lb_tests::protocol::{Answer, Datagram, Family, Serve, SocketId, Tally, Target, Transport};
+use lb_tests::protocol::{
+    Answer, Datagram, Family, Serve, SocketId, Tally, Target, Timed, Transport,
+};
 use rustix::{
     io::{Errno, Result},
     net::{
@@ -125,6 +127,27 @@ pub(crate) fn load(target: Target, count: u32) -> Tally {
     tally
 }
 
+/// So many connects, each timed alone.
+pub(crate) fn time_connects(to: &[SocketAddr], count: u32) -> Result<Vec<Timed>> {
+    let targets = to.iter().cycle().take(count as usize);
+    targets.map(|to| time_connect(*to)).collect()
+}
+
+fn time_connect(to: SocketAddr) -> Result<Timed> {
+    let socket = open(Transport::Tcp, Family::of(to))?;
+    set_socket_linger(&socket, Some(Duration::ZERO))?;
+    let begun = Instant::now();
+    rustix::net::connect(&socket, &to)?;
+    let connected = Instant::now();
+    drop(socket);
+    let closed = Instant::now();
+    let nanos = |time: Duration| u32::try_from(time.as_nanos()).unwrap_or(u32::MAX);
+    Ok(Timed {
+        connect: nanos(connected - begun),
+        close: nanos(closed - connected),
+    })
+}
+
 /// The load that runs while other requests are answered.
 #[derive(Default)]
 pub(crate) struct Background {
@@ -183,7 +206,7 @@ fn exchange_once(target: Target, tally: &mut Tally) {
 
 fn exchange(target: Target) -> anyhow::Result<SocketAddr> {
     let transport = match target.serve {
-        Serve::Tcp | Serve::Http => Transport::Tcp,
+        Serve::Tcp | Serve::Http | Serve::Discard => Transport::Tcp,
         Serve::Udp => Transport::Udp,
     };
     let socket = open(transport, Family::of(target.to)).context("socket")?;
@@ -192,6 +215,7 @@ fn exchange(target: Target) -> anyhow::Result<SocketAddr> {
         Serve::Tcp => tcp(socket.into()),
         Serve::Http => http(socket.into()),
         Serve::Udp => udp(&socket.into()),
+        Serve::Discard => Ok(target.to),
     }
 }
 

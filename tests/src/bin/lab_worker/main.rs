@@ -104,6 +104,7 @@ impl Worker {
             Request::Close { socket } => value(self.sockets.close(socket)?),
             Request::Abuse(abuse) => abuse::abuse(&abuse),
             Request::Load { target, count } => value(client::load(target, count)),
+            Request::TimeConnects { to, count } => value(client::time_connects(&to, count)?),
             Request::StartLoad { target, clients } => {
                 value(self.background.start(target, clients)?)
             }

@@ -27,6 +27,7 @@ impl Servers {
         match serve {
             Serve::Tcp => accept(TcpListener::bind(at), count, echo),
             Serve::Http => accept(TcpListener::bind(at), count, respond),
+            Serve::Discard => discard(TcpListener::bind(at), count),
             Serve::Udp => {
                 let socket = UdpSocket::bind(at).map_err(errno)?;
                 thread::spawn(move || datagrams(&socket, at, &count));
@@ -54,6 +55,19 @@ fn accept(
             let count = Arc::clone(&count);
             // A client that goes away in the middle is the client's business.
             thread::spawn(move || exchange(stream, client, &count).ok());
+        }
+    });
+    Ok(())
+}
+
+/// On one thread and with a long queue: a benchmark's clients must not wait for it.
+fn discard(listener: io::Result<TcpListener>, count: Arc<AtomicU32>) -> rustix::io::Result<()> {
+    let listener = listener.map_err(errno)?;
+    rustix::net::listen(&listener, 4096)?;
+    thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            count.fetch_add(1, Ordering::Relaxed);
+            drop(stream);
         }
     });
     Ok(())
