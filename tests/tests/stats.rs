@@ -394,6 +394,32 @@ const ALL: [(&str, &str); 7] = [
 ];
 
 #[test]
+fn prometheus_gets_the_figures_of_services_that_were_used() {
+    let scene = Scene::new(1);
+    let _ = scene.client.load(Serve::Tcp, scene::TCP, 3);
+    let _ = scene.client.load(Serve::Tcp, scene::TCP6, 2);
+    let families = ["IPv4", "IPv6"].map(|family| settled(&scene, HTTP, family).bytes_in);
+    let received = u32::try_from(families.iter().sum::<u64>()).unwrap();
+
+    let host = scene.node.host();
+    let metrics = host.get(address(METRICS), "/metrics").unwrap();
+
+    let of = |name: &str, port: &str| {
+        let labels = format!(r#"{{namespace="default",service="web",port="{port}"}}"#);
+        metrics.metric(&format!("nearhop_service_{name}{labels}"))
+    };
+    assert_eq!(of("connections_total", "http"), Some(5.0), "{metrics:?}");
+    assert_eq!(of("failures_total", "http"), Some(0.0));
+    assert_eq!(of("active_connections", "http"), Some(0.0));
+    let received = Some(f64::from(received));
+    assert_eq!(of("received_bytes_total", "http"), received);
+    assert_eq!(of("connections_total", "dns"), None, "nobody asked it");
+}
+
+/// Where the agent serves metrics, for its own node.
+const METRICS: &str = "127.0.0.1:10249";
+
+#[test]
 fn the_table_has_a_line_for_each_service_and_backend_also_without_an_agent() {
     let scene = Scene::new(1);
     let _ = scene.client.load(Serve::Tcp, scene::TCP, 3);

@@ -212,6 +212,18 @@ impl BpfMaps {
         counts(&counters).map(Some)
     }
 
+    /// The statistics of what is pinned; `None` if nothing is.
+    ///
+    /// # Errors
+    ///
+    /// They are not ours to open, or the kernel refused.
+    pub fn pinned_statistics(pins: &Pins) -> Result<Option<Vec<ServiceStats>>> {
+        let Some(set) = pins.sets()?.pop() else {
+            return Ok(None);
+        };
+        Self::open_set(&set)?.statistics().map(Some)
+    }
+
     /// What clients on this node did, for each Service port and backend.
     ///
     /// # Errors

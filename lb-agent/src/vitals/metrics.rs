@@ -39,6 +39,11 @@ pub mod names {
     pub const LIVEZ: &str = "kubeproxy_proxy_livez_total";
 
     pub const DECISIONS: &str = "nearhop_decisions_total";
+    pub const SERVICE_CONNECTIONS: &str = "nearhop_service_connections_total";
+    pub const SERVICE_FAILURES: &str = "nearhop_service_failures_total";
+    pub const SERVICE_ACTIVE: &str = "nearhop_service_active_connections";
+    pub const SERVICE_SENT: &str = "nearhop_service_sent_bytes_total";
+    pub const SERVICE_RECEIVED: &str = "nearhop_service_received_bytes_total";
     pub const READY: &str = "nearhop_ready";
     pub const SYNCS: &str = "nearhop_syncs_total";
     pub const SYNC_OPERATIONS: &str = "nearhop_sync_operations_total";
