@@ -113,22 +113,7 @@ pub(crate) fn static_agent(tree: &Tree, processor: Processor) -> Result<PathBuf>
         Need::Emulator(processor),
     ])?;
     let object = object_for(tree, processor)?;
-    let triple = processor.triple();
-    let mut cargo = cargo(tree, "build");
-    cargo
-        .args(["--package", "lb-agent", "--profile", "image"])
-        .args(["--target", &triple])
-        .args(rust_flags(&triple, &remaps(tree)?))
-        .env_remove("RUSTFLAGS")
-        .env("NEARHOP_BPF_OBJECT", &object);
-    let by_cargo = triple.replace('-', "_");
-    // For the assembly and C of the cryptography.
-    cargo.env(format!("CC_{by_cargo}"), processor.gcc());
-    let linker = format!("CARGO_TARGET_{}_LINKER", by_cargo.to_uppercase());
-    cargo.env(linker, processor.gcc());
-    run::live(cargo).with_context(|| format!("building the agent for {processor}"))?;
-
-    let agent = tree.target.join(&triple).join("image/lb-agent");
+    let agent = static_program(tree, processor, &object, ["lb-agent", "lb-agent"])?;
     let shipped = Shipped {
         program: &agent,
         processor,
@@ -140,6 +125,35 @@ pub(crate) fn static_agent(tree: &Tree, processor: Processor) -> Result<PathBuf>
         .context("what was built cannot be shipped")?;
     say_artifact(tree, &agent)?;
     Ok(agent)
+}
+
+/// Builds what runs in the pods of the tests, which shares the agent's libraries.
+pub(crate) fn static_test_pod(tree: &Tree, processor: Processor) -> Result<PathBuf> {
+    let object = object_for(tree, processor)?;
+    static_program(tree, processor, &object, ["lb-tests", "kind_pod"])
+}
+
+fn static_program(
+    tree: &Tree,
+    processor: Processor,
+    object: &Path,
+    [package, name]: [&str; 2],
+) -> Result<PathBuf> {
+    let triple = processor.triple();
+    let mut cargo = cargo(tree, "build");
+    cargo
+        .args(["--package", package, "--bin", name, "--profile", "image"])
+        .args(["--target", &triple])
+        .args(rust_flags(&triple, &remaps(tree)?))
+        .env_remove("RUSTFLAGS")
+        .env("NEARHOP_BPF_OBJECT", object);
+    let by_cargo = triple.replace('-', "_");
+    // For the assembly and C of the cryptography.
+    cargo.env(format!("CC_{by_cargo}"), processor.gcc());
+    let linker = format!("CARGO_TARGET_{}_LINKER", by_cargo.to_uppercase());
+    cargo.env(linker, processor.gcc());
+    run::live(cargo).with_context(|| format!("building {name} for {processor}"))?;
+    Ok(tree.target.join(&triple).join("image").join(name))
 }
 
 /// The kernel object that is embedded for this processor.

@@ -92,6 +92,23 @@ pub(crate) fn agent(tree: &Tree, processor: Processor) -> Result<Image> {
     })
 }
 
+/// The image of the pods of the tests, which are clients, servers, and what holds a pod's namespaces.
+pub(crate) fn test_pod(tree: &Tree, processor: Processor) -> Result<Image> {
+    let program = build::static_test_pod(tree, processor)?;
+    let content = fs::read(&program).with_context(|| program.display().to_string())?;
+    Ok(Image {
+        name: "docker.io/nearhop/test-pod".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        processor,
+        created: created(tree)?,
+        programs: vec![Program {
+            name: "kind-pod".into(),
+            content,
+        }],
+        labels: json!({}),
+    })
+}
+
 /// Packs an image into a file.
 pub(crate) fn write(image: &Image, file: &Path) -> Result<Archive> {
     let archive = image.pack()?;

@@ -15,6 +15,7 @@ mod demo;
 mod digest;
 mod foreign;
 mod image;
+mod kind;
 mod processor;
 mod run;
 mod tally;
@@ -44,6 +45,7 @@ enum Task {
     Check(check::Args),
     Tidy(tidy::Args),
     Cluster(cluster::Args),
+    Kind(kind::Args),
     CleanLab(clean_lab::Args),
 }
 
@@ -54,6 +56,7 @@ Examples:
   cargo xtask demo                     traffic between zones, before and after topology hints
   cargo xtask bench connect            what a connect costs, beside kube-proxy's rules
   cargo xtask cluster up               a real Kubernetes control plane on loopback
+  cargo xtask kind up                  real nodes in three zones, with nearhop in place of kube-proxy
   cargo xtask test --only unit         what needs no root
   cargo xtask test --kernel 5.10       everything on the oldest kernel
   cargo xtask check --fix              what CI checks, repaired where that is possible";
@@ -78,6 +81,7 @@ fn perform(task: Task) -> anyhow::Result<ExitCode> {
         Task::Check(args) => check::check(&args),
         Task::Tidy(args) => tidy::tidy(&args),
         Task::Cluster(args) => cluster::cluster(&args),
+        Task::Kind(args) => kind::kind(&args),
         Task::CleanLab(args) => clean_lab::clean_lab(&args),
     }
 }

@@ -1,12 +1,15 @@
-//! `cargo xtask test`: everything that can fail, in four stages, and one sum.
+//! `cargo xtask test`: everything that can fail, in five stages, and one sum.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    process::{Command, ExitCode},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use clap::{ValueEnum, builder::PossibleValuesParser};
 
 use crate::{
-    build, cluster, foreign, image,
+    build, cluster, foreign, image, kind,
     run::{self, Event},
     tally::{Libtest, Tally},
     toolchain::{self, Need},
@@ -39,6 +42,7 @@ Examples:
   cargo xtask test                     all of it; needs root for the lab
   cargo xtask test --only unit         seconds, no root
   cargo xtask test --only lab refused  the lab's tests with `refused` in their name
+  cargo xtask test --only kind         the walk-throughs, on real kubelets
   cargo xtask test --kernel 6.1        load and use everything on a 6.1 kernel";
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -47,6 +51,8 @@ enum Stage {
     Unit,
     /// Real agents and sockets in network namespaces; needs root
     Lab,
+    /// The users' walk-throughs on real kubelets, with nearhop as its DaemonSet; needs root
+    Kind,
     /// Other kernels, emulated: the oldest that nearhop runs on, and one that is preemptible
     Vm,
     /// The agent for the other processor, run by an emulator
@@ -63,7 +69,7 @@ fn kernels() -> PossibleValuesParser {
 pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     let stages = stages(args);
     ensure!(
-        !stages.contains(&Stage::Lab) || rustix::process::geteuid().is_root(),
+        !stages.iter().any(|stage| stage.needs_root()) || rustix::process::geteuid().is_root(),
         "the lab makes network namespaces and loads programs, which needs root: \
          run this as root, or `cargo xtask test --only unit`"
     );
@@ -79,7 +85,7 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
             }
         }
     }
-    Ok(sum_up(tally, args))
+    Ok(sum_up(tally, args.filter.as_deref()))
 }
 
 fn stages(args: &Args) -> Vec<Stage> {
@@ -95,6 +101,7 @@ fn perform(tree: &Tree, stage: Stage, args: &Args) -> Result<Tally> {
     match stage {
         Stage::Unit => unit(tree, args),
         Stage::Lab => lab(tree, args),
+        Stage::Kind => kind::stage(tree, args.filter.as_deref()),
         Stage::Vm => virtual_machines(tree, args),
         Stage::Foreign => foreign_processors(tree, args),
     }
@@ -105,15 +112,20 @@ impl Stage {
         match self {
             Self::Unit => "unit",
             Self::Lab => "lab",
+            Self::Kind => "kind",
             Self::Vm => "vm",
             Self::Foreign => "foreign",
         }
+    }
+
+    fn needs_root(self) -> bool {
+        matches!(self, Self::Lab | Self::Kind)
     }
 }
 
 fn unit(tree: &Tree, args: &Args) -> Result<Tally> {
     build::objects(tree)?;
-    cargo_test(tree, "unit", &[], args)
+    libtest(cargo_test(tree, &[], args)?, "unit")
 }
 
 fn lab(tree: &Tree, args: &Args) -> Result<Tally> {
@@ -130,7 +142,10 @@ fn lab(tree: &Tree, args: &Args) -> Result<Tally> {
     let processor = build::processor(None)?;
     image::make(tree, processor, &image::path(tree, processor))?;
     cluster::program(tree)?;
-    cargo_test(tree, "lab", &["--package", "lb-tests"], args)
+    let mut cargo = cargo_test(tree, &["--package", "lb-tests"], args)?;
+    // They have a stage of their own.
+    cargo.args(["--skip", kind::TESTS]);
+    libtest(cargo, "lab")
 }
 
 fn virtual_machines(tree: &Tree, args: &Args) -> Result<Tally> {
@@ -154,7 +169,7 @@ fn foreign_processors(tree: &Tree, args: &Args) -> Result<Tally> {
 }
 
 /// Cargo goes on after a program with a failed test, and shows what tests say that did not run.
-fn cargo_test(tree: &Tree, stage: &str, packages: &[&str], args: &Args) -> Result<Tally> {
+fn cargo_test(tree: &Tree, packages: &[&str], args: &Args) -> Result<Command> {
     let mut cargo = build::cargo(tree, "test");
     cargo
         .args(packages)
@@ -170,6 +185,11 @@ fn cargo_test(tree: &Tree, stage: &str, packages: &[&str], args: &Args) -> Resul
         let name = format!("NEARHOP_{}_OBJECT", bin.to_uppercase());
         cargo.env(name, tree.object_of(&bin));
     }
+    Ok(cargo)
+}
+
+/// Runs `cargo test -- --show-output`, and counts what it says.
+pub(crate) fn libtest(cargo: Command, stage: &str) -> Result<Tally> {
     run::say_command(&cargo);
     let mut libtest = Libtest::default();
     let status = run::stream(cargo, STAGE_LIMIT, |event| {
@@ -186,9 +206,9 @@ fn cargo_test(tree: &Tree, stage: &str, packages: &[&str], args: &Args) -> Resul
     clippy::print_stdout,
     reason = "the sum is what this command is asked for"
 )]
-fn sum_up(mut tally: Tally, args: &Args) -> ExitCode {
+pub(crate) fn sum_up(mut tally: Tally, filter: Option<&str>) -> ExitCode {
     if tally.is_empty() {
-        let filter = args.filter.as_deref().unwrap_or_default();
+        let filter = filter.unwrap_or_default();
         tally.fail(&format!("no test has `{filter}` in its name"));
     }
     run::say_title("sum");

@@ -37,6 +37,8 @@ pub(crate) enum Need {
     Gcc(Processor),
     /// Runs programs of another processor.
     Emulator(Processor),
+    Containerd,
+    CniPlugins,
     Go,
     /// Runs containers of the image.
     Runc,
@@ -84,6 +86,11 @@ impl Need {
             Self::Gcc(_) => ("gcc", "it compiles and links for the image's processor"),
             Self::Emulator(_) => ("qemu-user", "programs of another processor run in it"),
             Self::Runc => ("runc", "the image runs in it as it does on a node"),
+            Self::Containerd => ("containerd", "the pods of real nodes run in it"),
+            Self::CniPlugins => (
+                "CNI plugins",
+                "the pods of real nodes get their network by them",
+            ),
             Self::Go => ("go", "the cluster of the tests is built with it"),
         }
     }
@@ -109,6 +116,8 @@ impl Need {
             }
             Self::Emulator(processor) => processor.is_own() || found(&processor.emulator()),
             Self::Runc => found("runc"),
+            Self::Containerd => found("containerd") && found("ctr"),
+            Self::CniPlugins => Path::new("/usr/lib/cni/ptp").is_file() && found("iptables"),
             Self::Go => go::is_usable(),
         }
     }
@@ -132,6 +141,10 @@ impl Need {
             }
             Self::Emulator(_) => apt_install(&["qemu-user-static".into()]),
             Self::Runc => apt_install(&["runc".into()]),
+            Self::Containerd => apt_install(&["containerd".into()]),
+            Self::CniPlugins => {
+                apt_install(&["containernetworking-plugins".into(), "iptables".into()])
+            }
             Self::Go => go::install(),
         }
     }
