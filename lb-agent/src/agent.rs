@@ -413,6 +413,7 @@ impl Agent {
             now: SystemTime::now(),
         };
         self.vitals.metrics.synced(&mut self.engine, &outcome);
+        self.vitals.metrics.moved(self.growth.count, self.takeovers);
         if !failed {
             self.vitals.done();
         }

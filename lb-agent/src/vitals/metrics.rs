@@ -52,6 +52,7 @@ pub mod names {
     pub const WITHOUT_ROOM: &str = "nearhop_service_ports_without_room";
     pub const MAP_ENTRIES: &str = "nearhop_map_entries";
     pub const MAP_CAPACITY: &str = "nearhop_map_capacity";
+    pub const MAP_MOVES: &str = "nearhop_map_moves_total";
     pub const WATCH_ANSWERING: &str = "nearhop_watch_answering";
     pub const WATCH_HEARD: &str = "nearhop_watch_last_object_timestamp_seconds";
     pub const WATCH_LISTS: &str = "nearhop_watch_lists_total";
@@ -89,6 +90,7 @@ pub struct Metrics {
     without_room: Gauge,
     map_entries: GaugeVec,
     map_capacity: GaugeVec,
+    map_moves: CounterVec,
     watches: Arc<OnceLock<Arc<Watches>>>,
 }
 
@@ -177,6 +179,11 @@ impl Metrics {
             ),
             map_entries: make.gauges(names::MAP_ENTRIES, "Cells in use", &["map"]),
             map_capacity: make.gauges(names::MAP_CAPACITY, "Cells that there are", &["map"]),
+            map_moves: make.counters(
+                names::MAP_MOVES,
+                "How often links moved to other maps, since the agent's start",
+                &["cause"],
+            ),
             watches,
             registry,
         }
@@ -210,6 +217,14 @@ impl Metrics {
         };
         changes.total.inc();
         changes.pending.inc();
+    }
+
+    /// Links moved to larger maps so often, and to maps of another layout.
+    pub fn moved(&self, growths: u32, takeovers: u32) {
+        for (cause, count) in [("growth", growths), ("layout", takeovers)] {
+            let moves = self.map_moves.with_label_values(&[cause]);
+            moves.inc_by(float(count.into()) - moves.get());
+        }
     }
 
     /// What was queued was tried to be programmed.
@@ -595,6 +610,18 @@ spec:
             agent.value("kubeproxy_proxy_healthz_total{code=\"503\"}"),
             0.0
         );
+    }
+
+    #[test]
+    fn moves_to_other_maps_are_counted_by_their_cause() {
+        let agent = Agent::new();
+        for growths in [0, 2, 2, 3] {
+            agent.metrics.moved(growths, 1);
+        }
+
+        let moves =
+            |cause: &str| agent.value(&format!("{}{{cause=\"{cause}\"}}", names::MAP_MOVES));
+        assert_eq!((moves("growth"), moves("layout")), (3.0, 1.0));
     }
 
     /// The rules of Prometheus' text format, 0.0.4.
