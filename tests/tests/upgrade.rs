@@ -57,10 +57,19 @@ fn an_upgrade_killed_anywhere_is_carried_on_by_either_version() {
     let mut random = Random::new();
     let whole = time_of_a_switch(&scene);
 
-    for _ in 0..20 {
-        let version = random.version();
+    let mut version = Version::Next;
+    for number in 0..20 {
+        let before = pinned(&scene.node);
+        version = match number % 2 {
+            0 => version.other(),
+            _ => random.version(),
+        };
         let agent = scene.node.start_agent_of(version, &scene.objects);
-        wait::let_run(random.part_of(whole));
+        match number % 2 {
+            // In the middle of the switch, which is short beside the start before it.
+            0 => until_pins_change(&scene.node, &before),
+            _ => wait::let_run(random.part_of(whole)),
+        }
         agent.kill().unwrap();
         println!("{version:?} left {:?}", pinned(&scene.node));
     }
@@ -380,6 +389,13 @@ fn eventually_single(node: &Node, version: Version) {
         }
     })
     .unwrap();
+}
+
+/// Looks without a pause: what is waited for is over in milliseconds. Bounded, as the version that serves
+/// changes nothing.
+fn until_pins_change(node: &Node, before: &Result<Vec<String>, String>) {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while pinned(node) == *before && Instant::now() < deadline {}
 }
 
 fn pinned(node: &Node) -> Result<Vec<String>, String> {
