@@ -21,6 +21,7 @@ use lb_tests::{
     traffic::{RunningLoad, Socket, address},
     wait,
 };
+use serde_json::Value;
 
 #[test]
 fn upgrades_and_rollbacks_under_load_lose_no_connect_and_mislead_none() {
@@ -157,7 +158,17 @@ fn maps_grow_under_load_and_sockets_keep_their_backends() {
         loads.go_on(&scene);
     }
 
-    loads.were_all_answered_by_their_own();
+    let answered = loads.were_all_answered_by_their_own();
+    let connects = u64::from(answered[2]);
+    wait::until(
+        "every connect of one Service to be counted, once",
+        wait::PATIENCE,
+        || match figures_of_other(&scene.node)? {
+            (connections, 0) if connections == connects => Ok(()),
+            figures => Err(format!("{figures:?} of {connects} connects")),
+        },
+    )
+    .unwrap();
 }
 
 #[test]
@@ -308,10 +319,13 @@ impl Loads<'_> {
         .unwrap();
     }
 
-    fn were_all_answered_by_their_own(self) {
+    /// Returns how many answers each load had.
+    fn were_all_answered_by_their_own(self) -> Vec<u32> {
+        let mut answers = Vec::new();
         for (load, own) in self.running {
             let tally: Tally = load.finish(100);
             println!("{} answers", tally.answered());
+            answers.push(tally.answered());
             assert!(
                 tally.errors.is_empty(),
                 "{:?} of {}",
@@ -321,6 +335,7 @@ impl Loads<'_> {
             let answered: BTreeSet<_> = tally.answers.keys().copied().collect();
             assert_eq!(answered, own, "{:?}", tally.answers);
         }
+        answers
     }
 }
 
@@ -361,6 +376,17 @@ impl<'a> Sockets<'a> {
             unconnected.answer.server,
         ]
     }
+}
+
+/// The connections to `default/other` and how many of them are active.
+fn figures_of_other(node: &Node) -> Result<(u64, u64), String> {
+    let output = node.cli().on_pins(&["services", "--stats", "-o", "json"]);
+    let document: Value = serde_json::from_slice(&output.stdout).map_err(|e| e.to_string())?;
+    let mut services = document["services"].as_array().into_iter().flatten();
+    let other = services.find(|service| service["name"] == "other");
+    let figure = |name: &str| other.and_then(|other| other[name].as_u64());
+    let figures = figure("connections").zip(figure("active"));
+    figures.ok_or_else(|| document.to_string())
 }
 
 /// One set of maps, of this number, and one link for each program.
