@@ -158,7 +158,10 @@ impl Decision {
 }
 
 impl Forward {
-    const fn reason(&self) -> Reason {
+    /// The counter of this choice.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason(&self) -> Reason {
         match self.found {
             Found::BySocket => return Reason::ForwardKept,
             Found::ByClient => return Reason::ForwardAffine,

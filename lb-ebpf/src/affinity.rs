@@ -1,37 +1,33 @@
-//! Session affinity, beside the choice: asks `select`, and writes down which backend the client was given
-//! and when. Only for Services with affinity; for all others this is one compare.
+//! Session affinity, after the choice: writes down which backend the client was given and when. Only for
+//! Services with affinity; for all others this is one compare.
 #![forbid(unsafe_code)]
 
 use lb_common::{
     reason::Reason,
-    select::{Decision, Draw, Flow, Forward, Found, Remembered, Tables, choose_for_client, select},
+    select::{Decision, Draw, Forward, Found, Remembered, Tables, choose_for_client},
     tables::{Affinity, AffinityKey, Client},
 };
 
 use crate::maps::Maps;
 
-/// What becomes of a flow. A client's next flow then knows of this one.
+/// Makes the choice one that the client's next flow will make again, where the Service asks for that.
+///
+/// If it cannot be written down, another flow of this client has made the entry meanwhile, and that one
+/// counts. Or the table is full: then the client's hash is what stays the same from one flow to the next.
 #[inline(always)]
-pub(crate) fn select_for_client(flow: &Flow, draw: &impl Draw) -> Decision {
-    let decision = select(&Maps, flow, draw);
-    match &decision {
-        Decision::Forward(chosen) if !remember(chosen, draw) => choose_again(chosen, draw),
-        _ => decision,
+pub(crate) fn settle(chosen: &Forward, draw: &impl Draw) -> Forward {
+    if remember(chosen, draw) {
+        return *chosen;
     }
-}
-
-/// Another flow of this client has made the entry meanwhile, and now it is found. Or the table is full:
-/// then the client's hash is what stays the same from one flow to the next.
-#[inline(always)]
-fn choose_again(chosen: &Forward, draw: &impl Draw) -> Decision {
     let secs = Maps.affinity_secs(chosen.service);
-    let decision = choose_for_client(&Maps, chosen.service, chosen.list, secs, &ByHash(draw));
-    if let Decision::Forward(chosen) = &decision
-        && chosen.found != Found::ByClient
-    {
+    let again = choose_for_client(&Maps, chosen.service, chosen.list, secs, &ByHash(draw));
+    let Decision::Forward(settled) = again else {
+        return *chosen;
+    };
+    if settled.found != Found::ByClient {
         Maps.count(Reason::AffinityFull);
     }
-    decision
+    settled
 }
 
 /// Returns whether the client's next flow will find what it needs.

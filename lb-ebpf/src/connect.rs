@@ -6,12 +6,12 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use lb_common::{
     addr::Proto,
-    select::{Draw, Flow, Forward, Remembered},
+    select::{Draw, Flow, Forward, Remembered, select},
     tables::{Client, PEERS_MAX, Socket},
 };
 
 use crate::{
-    affinity::select_for_client,
+    affinity::settle,
     maps::Maps,
     sock::{Family, SockAddr, V4, V6, now_nanos, random},
     translate::{peer, translate},
@@ -31,8 +31,9 @@ pub(crate) fn nh_connect6(ctx: SockAddrContext) -> i32 {
 /// A connect starts anew: what the socket asked for before is forgotten.
 #[inline(always)]
 fn connect<F: Family>(mut sock: SockAddr<F>) -> i32 {
-    let choose = |sock: &_, flow: &_| select_for_client(flow, &NewFlow(sock));
-    let outcome = translate(&mut sock, choose, start_anew);
+    let choose = |sock: &_, flow: &_| select(&Maps, flow, &NewFlow(sock));
+    let settle = |sock: &_, _: &_, chosen: &_| settle(chosen, &NewFlow(sock));
+    let outcome = translate(&mut sock, choose, settle, start_anew);
     finish(&mut sock, outcome, Refusal::Elsewhere)
 }
 

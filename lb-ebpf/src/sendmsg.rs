@@ -7,12 +7,12 @@
 use aya_ebpf::{macros::cgroup_sock_addr, programs::SockAddrContext};
 use lb_common::{
     reason::Reason,
-    select::{Draw, Flow, Forward, Found, Remembered},
+    select::{Draw, Flow, Forward, Found, Remembered, select},
     tables::{BackendIndex, Client, Socket},
 };
 
 use crate::{
-    affinity::select_for_client,
+    affinity::settle,
     maps::Maps,
     sock::{Family, SockAddr, V4, V6, now_nanos, random},
     translate::{peer, translate},
@@ -31,8 +31,9 @@ pub(crate) fn nh_sendmsg6(ctx: SockAddrContext) -> i32 {
 
 #[inline(always)]
 fn sendmsg<F: Family>(mut sock: SockAddr<F>) -> i32 {
-    let choose = |sock: &_, flow: &_| select_for_client(flow, &NextDatagram { sock, flow });
-    let outcome = translate(&mut sock, choose, remember);
+    let choose = |sock: &_, flow: &_| select(&Maps, flow, &NextDatagram { sock, flow });
+    let settle = |sock: &_, flow: &_, chosen: &_| settle(chosen, &NextDatagram { sock, flow });
+    let outcome = translate(&mut sock, choose, settle, remember);
     finish(&mut sock, outcome, Refusal::Deny)
 }
 

@@ -15,11 +15,12 @@ use crate::{
     verdict::Outcome,
 };
 
-/// Sends the call to a backend, if `choose` finds one for what it asks.
+/// Sends the call to a backend, if `choose` finds one for what it asks and `settle` agrees.
 #[inline(always)]
 pub(crate) fn translate<F: Family>(
     sock: &mut SockAddr<F>,
     choose: impl FnOnce(&SockAddr<F>, &Flow) -> Decision,
+    settle: impl FnOnce(&SockAddr<F>, &Flow, &Forward) -> Forward,
     remember: impl FnOnce(&mut Socket, &Flow, &Forward),
 ) -> Outcome {
     let Some(flow) = sock.flow() else {
@@ -32,12 +33,13 @@ pub(crate) fn translate<F: Family>(
         Decision::Reject(_) => Outcome::Reject(reason),
         Decision::Drop(_) => Outcome::Drop(reason),
         Decision::Forward(chosen) => {
+            let chosen = settle(sock, &flow, chosen);
             match sock.memory_mut() {
-                Some(socket) => remember(socket, &flow, chosen),
+                Some(socket) => remember(socket, &flow, &chosen),
                 None => Maps.count(Reason::PeerLost),
             }
             sock.rewrite(chosen.backend.addr, Port(chosen.backend.port));
-            Outcome::Rewritten(reason)
+            Outcome::Rewritten(chosen.reason())
         }
     }
 }
