@@ -3,13 +3,14 @@
 //! asked for. Whatever an agent is killed at, each version carries it on.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
+#![expect(clippy::print_stdout, reason = "what chance brought, shown with --show-output")]
 
 use std::{
     collections::BTreeSet,
     fs,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use lb_tests::{
@@ -450,23 +451,17 @@ fn time_of_a_start(scene: &Scene) -> Duration {
 }
 
 /// Other points in each run; a failed test prints the seed.
-struct Random(u64);
+struct Random(fastrand::Rng);
 
 impl Random {
     fn new() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let seed = since.as_nanos() as u64;
-        println!("seed {seed}");
-        Self(seed)
+        let numbers = fastrand::Rng::new();
+        println!("seed {}", numbers.get_seed());
+        Self(numbers)
     }
 
     fn next(&mut self) -> u32 {
-        // Knuth's MMIX generator; its low bits are poor.
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 32) as u32
+        self.0.u32(..)
     }
 
     fn version(&mut self) -> Version {
