@@ -175,7 +175,7 @@ impl Cluster {
     /// What ServiceAccounts of nearhop asked, a JSON object a line.
     #[must_use]
     pub fn audit_log(&self) -> PathBuf {
-        self.plane.audit_log()
+        lock(&self.plane).audit_log()
     }
 
     /// Adds or replaces objects. A status is written as kubelets do, to its own subresource.
