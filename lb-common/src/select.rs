@@ -616,10 +616,11 @@ mod tests {
             now_secs,
             ..With::random(u32::MAX)
         };
-        match select(tables, &flow, &draw) {
-            Decision::Forward(forward) => (forward.found, forward.index.0),
-            other => panic!("{other:?}"),
-        }
+        let decision = select(tables, &flow, &draw);
+        let Decision::Forward(forward) = decision else {
+            panic!("{decision:?}");
+        };
+        (forward.found, forward.index.0)
     }
 
     #[test]

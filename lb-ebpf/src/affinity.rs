@@ -38,17 +38,20 @@ fn remember(chosen: &Forward, draw: &impl Draw) -> bool {
     }
     let key = AffinityKey::new(draw.client(), chosen.service);
     let used_nanos = draw.now_nanos();
+    if chosen.found == Found::ByClient {
+        Maps.refresh_affinity(&key, used_nanos);
+        return true;
+    }
     let given = Affinity {
         backend: chosen.index.0,
         generation: chosen.backend.membership.generation,
         used_nanos,
     };
-    match chosen.found {
-        Found::ByClient => Maps.refresh_affinity(&key, used_nanos),
-        Found::ForNewClient => return Maps.add_affinity(&key, &given),
-        _ => return Maps.replace_affinity(&key, &given),
+    if chosen.found == Found::ForNewClient {
+        Maps.add_affinity(&key, &given)
+    } else {
+        Maps.replace_affinity(&key, &given)
     }
-    true
 }
 
 /// A draw whose luck is the client.
