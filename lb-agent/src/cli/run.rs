@@ -97,7 +97,7 @@ impl SourceArgs {
             Some(path) => Source::Folder(path),
             None => Source::ApiServer(Access {
                 kubeconfig,
-                api_server: self.api_server.filter(|url| !url.is_empty()),
+                api_server: self.api_server,
             }),
         }
     }
