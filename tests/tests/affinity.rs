@@ -7,7 +7,6 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -16,6 +15,7 @@ use lb_common::tables::{AFFINITY_MAX, names};
 use lb_tests::{
     Pod, Serve,
     scene::{self, Scene, TCP_PORT, web, web_slice},
+    wait,
 };
 
 /// kube-proxy's default.
@@ -102,7 +102,7 @@ fn a_new_flow_starts_the_time_out_anew_and_its_end_frees_the_client() {
     let deadline = Instant::now() + Duration::from_secs(30);
     let start = last;
     while proven < 2 * TIMEOUT && Instant::now() < deadline {
-        thread::sleep(TIMEOUT / 4);
+        wait::let_run(TIMEOUT / 4);
         let (begun, server) = ask();
         if last.elapsed() >= TIMEOUT {
             // A slow machine: the client may have been free by now.
@@ -118,7 +118,7 @@ fn a_new_flow_starts_the_time_out_anew_and_its_end_frees_the_client() {
 fn expires(ask: &impl Fn() -> (Instant, SocketAddr)) {
     let (_, first) = ask();
     let other = (0..20).find(|_| {
-        thread::sleep(Duration::from_millis(2050));
+        wait::let_run(Duration::from_millis(2050));
         ask().1 != first
     });
     assert!(other.is_some(), "always {first}");

@@ -3,7 +3,10 @@
 //! asked for. Whatever an agent is killed at, each version carries it on.
 
 #![expect(clippy::unwrap_used, reason = "a failed step fails the test")]
-#![expect(clippy::print_stdout, reason = "what chance brought, shown with --show-output")]
+#![expect(
+    clippy::print_stdout,
+    reason = "what chance brought, shown with --show-output"
+)]
 
 use std::{
     collections::BTreeSet,

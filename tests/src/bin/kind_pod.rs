@@ -52,7 +52,7 @@ enum Task {
     },
     /// Ask the API server for its version, by name and as the pod's ServiceAccount
     Api {
-        /// As https://kubernetes.default
+        /// As `https://kubernetes.default`
         server: String,
     },
 }
