@@ -35,6 +35,9 @@ fn w1_traffic_stays_in_its_zone_once_there_are_hints() {
         world.client(client("in-c", "zone-c")),
     );
     let far = world.address_of("far");
+    for node in [a, c] {
+        world.wait_for_backends(node, "msu-control", 3);
+    }
     let counter = world.count_packets(a, &far);
 
     let before = in_a.ask("msu-control:80", 100);

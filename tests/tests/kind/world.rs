@@ -17,7 +17,7 @@ use lb_tests::{
 use serde_json::{Value, json};
 
 /// Images are there already, but two processors may be everybody's.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// Held by all who need nearhop on the nodes, and alone by who takes it away.
 static INSTALLED: RwLock<()> = RwLock::new(());
@@ -110,7 +110,7 @@ impl World {
                 "deployment/{}",
                 object["metadata"]["name"].as_str().unwrap()
             );
-            self.kubectl(&["rollout", "status", &name, "--timeout=90s"]);
+            self.kubectl(&["rollout", "status", &name, "--timeout=180s"]);
         }
     }
 
@@ -123,7 +123,7 @@ impl World {
         let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
         self.apply([pod]);
         let what = format!("pod/{name}");
-        self.kubectl(&["wait", "--for=condition=Ready", &what, "--timeout=90s"]);
+        self.kubectl(&["wait", "--for=condition=Ready", &what, "--timeout=180s"]);
         Client { world: self, name }
     }
 
