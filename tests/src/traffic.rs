@@ -101,10 +101,9 @@ impl Pod {
         self.open(Transport::Tcp, family)
     }
 
-    /// So many connects to these addresses in turn, each timed alone.
-    #[must_use]
-    pub fn time_connects(&self, to: Vec<SocketAddr>, count: u32) -> Vec<Timed> {
-        must(self.call(&Request::TimeConnects { to, count }))
+    /// So many connects to these addresses in turn, each timed alone. The first that fails ends it.
+    pub fn time_connects(&self, to: Vec<SocketAddr>, count: u32) -> Result<Vec<Timed>, Errno> {
+        self.call(&Request::TimeConnects { to, count })
     }
 
     /// Exchanges by several clients at once while the test goes on. One such load per pod.

@@ -4,6 +4,7 @@
 //! rules of their kube-proxy.
 
 use std::{
+    fmt::Display,
     fs::File,
     net::{IpAddr, SocketAddr},
     ops::Range,
@@ -239,8 +240,8 @@ impl Bed {
         match way {
             Way::Direct => time(&self.plain, to, count),
             Way::Miss | Way::Nearhop => time(&self.near, to, count),
-            Way::Nftables => Ok(self.nftables.time_connects(to, count)),
-            Way::Iptables => Ok(self.iptables.time_connects(to, count)),
+            Way::Nftables => self.nftables.time_connects(to, count).map_err(failed),
+            Way::Iptables => self.iptables.time_connects(to, count).map_err(failed),
         }
     }
 
@@ -259,7 +260,11 @@ fn once(worker: &Worker, target: Target) -> anyhow::Result<Tally> {
 
 fn time(worker: &Worker, to: Vec<SocketAddr>, count: u32) -> anyhow::Result<Vec<Timed>> {
     let timed = worker.ask(&Request::TimeConnects { to, count })?;
-    timed.map_err(|errno| anyhow!("a connect failed: {errno}"))
+    timed.map_err(failed)
+}
+
+fn failed(errno: impl Display) -> anyhow::Error {
+    anyhow!("a connect failed: {errno}")
 }
 
 /// Evenly over all Services, the first and the last among them.
