@@ -31,8 +31,8 @@ pub struct Args {
 
 const EXAMPLES: &str = "\
 Examples:
-  Uninstall:
-    systemctl stop nearhop; lb-agent cleanup
+  On one host, once the agent is stopped:
+    lb-agent cleanup
 
   On every node of a cluster:
     kubectl apply -k deploy/cleanup/
