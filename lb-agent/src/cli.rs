@@ -7,6 +7,7 @@ pub mod plan;
 pub mod run;
 pub mod services;
 pub mod status;
+pub mod why;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
@@ -26,6 +27,7 @@ pub struct Cli {
 enum Command {
     Run(Box<run::Args>),
     Plan(plan::Args),
+    Why(why::Args),
     Services(services::Args),
     Status(status::Args),
     Check(check::Args),
@@ -66,6 +68,7 @@ impl Cli {
         let done = match self.command {
             Command::Run(args) => run::run(*args),
             Command::Plan(args) => plan::run(&args).map(|()| ExitCode::SUCCESS),
+            Command::Why(args) => why::run(&args),
             Command::Services(args) => services::run(&args),
             Command::Status(args) => status::run(&args),
             Command::Check(args) => check::run(&args),

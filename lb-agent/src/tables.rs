@@ -2,7 +2,7 @@
 //!
 //! [`build`] says what one Service port wants, [`diff`] orders the operations that get there from what
 //! is [`programmed`], and [`set`] is the maps as a plain value, for tests and for reading them back.
-//! [`stats`] puts names on what the kernel has counted.
+//! [`stats`] puts names on what the kernel has counted, and [`why`] on what becomes of one flow.
 
 pub mod build;
 pub mod diff;
@@ -12,6 +12,7 @@ pub mod op;
 pub mod programmed;
 pub mod set;
 pub mod stats;
+pub mod why;
 
 #[cfg(test)]
 mod laws;

@@ -275,7 +275,8 @@ pub fn choose(
 /// Which list serves this client (contract §5): a ClusterIP's policy holds for everybody; the policy of
 /// the other kinds only for clients outside, as a client on this node is short-circuited.
 #[inline(always)]
-fn list_for(frontend: &Frontend, origin: Origin) -> List {
+#[must_use]
+pub fn list_for(frontend: &Frontend, origin: Origin) -> List {
     let applies = frontend.kind == Kind::ClusterIp as u8 || matches!(origin, Origin::Outside);
     if applies && frontend.flags & Frontend::LOCAL != 0 {
         List::Local

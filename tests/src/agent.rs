@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    lab::Node,
+    lab::{Node, Pod},
     must,
     objects::Objects,
     wait,
@@ -153,6 +153,13 @@ pub struct Cli {
 }
 
 impl Cli {
+    /// The same commands in the network of a pod.
+    #[must_use]
+    pub fn within(mut self, pod: &Pod) -> Self {
+        self.place = pod.place().clone();
+        self
+    }
+
     #[must_use]
     pub fn run(&self, args: &[&str]) -> Output {
         let program = must(self.version.program());

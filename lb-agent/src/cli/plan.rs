@@ -5,6 +5,7 @@ mod json;
 mod table;
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write},
     path::PathBuf,
 };
@@ -13,7 +14,7 @@ use clap::Parser;
 
 use crate::{
     cli::Output,
-    model::{Model, ServicePort, state::Settings},
+    model::{Model, Object, ServicePort, state::Settings},
     source::{
         Problem,
         dir::{self, DirError},
@@ -66,6 +67,8 @@ pub struct Plan {
     pub problems: Vec<Problem>,
     /// How many objects were of kinds that nobody here reads.
     pub ignored: usize,
+    /// Of all Nodes.
+    pub zones: BTreeSet<String>,
 }
 
 /// Plan for the folder that the arguments name.
@@ -80,6 +83,7 @@ pub fn plan(args: &Args) -> Result<Plan, DirError> {
         zone: args.zone.clone().filter(|zone| !zone.is_empty()),
         external_ips: true,
     });
+    let zones = zones_of(&snapshot.objects);
     let _all = model.relist(snapshot.objects);
     let services = model
         .services()
@@ -90,7 +94,16 @@ pub fn plan(args: &Args) -> Result<Plan, DirError> {
         model,
         problems: snapshot.problems,
         ignored: snapshot.ignored,
+        zones,
     })
+}
+
+fn zones_of(objects: &[Object]) -> BTreeSet<String> {
+    let zone = |object: &Object| match object {
+        Object::Node(node) => node.zone.clone(),
+        Object::Service(_) | Object::Slice(_) | Object::ServiceCidr(_) => None,
+    };
+    objects.iter().filter_map(zone).collect()
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -106,7 +119,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 impl Plan {
-    fn warn(&self, to: &mut impl Write) -> io::Result<()> {
+    pub(super) fn warn(&self, to: &mut impl Write) -> io::Result<()> {
         for problem in &self.problems {
             writeln!(to, "warning: {problem}")?;
         }

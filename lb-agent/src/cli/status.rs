@@ -14,7 +14,7 @@ use crate::{
     cli::{NOT_INSTALLED, Output, Pinned},
     datapath::{
         BpfMaps, Pins,
-        attach::{PROGRAMS, attached},
+        attach::{Attached, PROGRAMS, attached},
         cgroup, process,
         store::MapStore,
     },
@@ -145,10 +145,8 @@ impl Status {
         let tables = maps.dump()?;
         let attached = attached(pins)?;
         let cgroup_id = attached.first().map(|link| link.cgroup_id);
-        let everywhere =
-            attached.len() == PROGRAMS.len() && attached.iter().all(|link| link.cgroup_id != 0);
         Ok(Self {
-            ready: everywhere && cell.synced_secs != 0,
+            ready: is_ready(&attached, &cell),
             installed: true,
             node: cell.node.as_str().to_owned(),
             zone: some_text(cell.zone.as_str()),
@@ -185,6 +183,13 @@ impl Status {
             pin_path: pins.root().to_owned(),
         })
     }
+}
+
+/// Whether every program is attached to a cgroup that exists, and the tables were complete once.
+pub(super) fn is_ready(attached: &[Attached], cell: &Cell) -> bool {
+    let everywhere =
+        attached.len() == PROGRAMS.len() && attached.iter().all(|link| link.cgroup_id != 0);
+    everywhere && cell.synced_secs != 0
 }
 
 /// The set of maps that serves, or is about to, and those beside it.

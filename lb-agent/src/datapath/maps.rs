@@ -331,6 +331,17 @@ impl BpfMaps {
         Ok(left)
     }
 
+    /// What clients of this node were given, by session affinity, whether it still counts or not.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    pub fn affinity(&self) -> Result<Vec<(AffinityKey, Affinity)>> {
+        let entries = self.affinity.iter();
+        let entries = entries.map(|entry| entry.map(|(key, given)| (key.0, given.0)));
+        entries.collect::<Result<_, _>>().context(names::AFFINITY)
+    }
+
     fn counts_no_more(&self, key: AffinityKey, given: Affinity, now_nanos: u64) -> bool {
         const SWEPT_AFTER_SECS: u32 = 60;
 
@@ -474,7 +485,8 @@ fn remove<K: aya::Pod, V: aya::Pod>(
 }
 
 /// The clock of `bpf_ktime_get_boot_ns`, to a second.
-fn boot_nanos() -> u64 {
+#[must_use]
+pub fn boot_nanos() -> u64 {
     let secs = u64::try_from(sysinfo().uptime).unwrap_or(0);
     secs.saturating_mul(1_000_000_000)
 }

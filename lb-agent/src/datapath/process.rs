@@ -1,11 +1,16 @@
-//! Which agent runs: the one that wrote the status, and the one that holds the pins.
+//! Which agent runs: the one that wrote the status, and the one that holds the pins. And who this
+//! process is to the programs.
 
 use std::{
     fs::{self, File},
     io,
+    os::{fd::AsFd, unix::net::UnixDatagram},
 };
 
+use lb_common::tables::Client;
 use rustix::fs::{fstat, major, minor};
+
+use crate::datapath::sys;
 
 /// Whether a process of this number is an agent. Numbers are reused, hence the name; one in another
 /// pid namespace cannot be told from here and counts as not running.
@@ -13,6 +18,16 @@ use rustix::fs::{fstat, major, minor};
 pub fn is_agent(pid: u32) -> bool {
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     name.trim_end() == "lb-agent"
+}
+
+/// The client that this process is, by its network namespace.
+///
+/// # Errors
+///
+/// The kernel is older than 5.14, and does not tell.
+pub fn own_client() -> io::Result<Client> {
+    let socket = UnixDatagram::unbound()?;
+    sys::netns_cookie(socket.as_fd()).map(Client)
 }
 
 /// The process that holds the lock on a file, as far as it can be seen from this pid namespace.

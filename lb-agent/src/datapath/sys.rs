@@ -1,6 +1,10 @@
 //! What the kernel offers and aya 0.14 does not: updating and describing a link, creating an outer map,
-//! and maps as memory. The agent's only unsafe code; everything it exports is safe.
-#![expect(unsafe_code, reason = "bpf(2) and mmap(2) take addresses")]
+//! and maps as memory; and what std does not: a network namespace's cookie. The agent's only unsafe code;
+//! everything it exports is safe.
+#![expect(
+    unsafe_code,
+    reason = "bpf(2), mmap(2) and getsockopt(2) take addresses"
+)]
 
 use std::{
     ffi::CString,
@@ -180,6 +184,26 @@ fn create_map(map_type: u32, inner_map_fd: u32) -> io::Result<OwnedFd> {
     let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attr) }?;
     // SAFETY: the kernel has just opened it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The cookie of the network namespace that a socket was made in. Since 5.14.
+pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len: libc::socklen_t = 8;
+    // SAFETY: `cookie` and `len` are live, and `len` says how many bytes `cookie` has.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    match result {
+        0 => Ok(cookie),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn number(fd: BorrowedFd<'_>) -> u32 {

@@ -91,6 +91,17 @@ pub fn locality_name(locality: Locality) -> &'static str {
     }
 }
 
+/// For sorting: the nearest first.
+#[must_use]
+pub fn distance(locality: Locality) -> u8 {
+    match locality {
+        Locality::Node => 0,
+        Locality::Zone => 1,
+        Locality::Unknown => 2,
+        Locality::Other => 3,
+    }
+}
+
 /// What became of topology hints, in one word.
 #[must_use]
 pub fn hints_name(hints: Hints) -> &'static str {

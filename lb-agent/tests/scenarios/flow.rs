@@ -5,11 +5,11 @@ use std::{
     net::SocketAddr,
 };
 
-use lb_agent::tables::TableSet;
+use lb_agent::tables::{TableSet, why::Held};
 use lb_common::{
     addr::{Port, Proto, socket_addr},
     select::{Decision, Draw, Flow, Origin, Remembered, select},
-    tables::{Client, FrontendKey},
+    tables::{Backend, Client, FrontendKey},
 };
 
 /// Whole lists are seen up to this length.
@@ -96,9 +96,28 @@ pub(crate) fn answers(tables: &TableSet, flow: &Flow) -> BTreeSet<String> {
     decisions(tables, flow, None).iter().map(answer).collect()
 }
 
+/// The same as `lb-agent why` says it.
+pub(crate) fn explained(tables: &TableSet, flow: &Flow) -> BTreeSet<String> {
+    let answer = Held::new(tables.clone(), Vec::new(), 0).answer(flow, None);
+    if !matches!(answer.decision, Decision::Forward(_)) {
+        return BTreeSet::from([self::answer(&answer.decision)]);
+    }
+    let candidates = answer
+        .served
+        .into_iter()
+        .flat_map(|served| served.candidates);
+    candidates
+        .map(|candidate| at(&candidate.backend.cell))
+        .collect()
+}
+
+fn at(backend: &Backend) -> String {
+    socket_addr(backend.addr, Port(backend.port)).to_string()
+}
+
 pub(crate) fn answer(decision: &Decision) -> String {
     match decision {
-        Decision::Forward(to) => socket_addr(to.backend.addr, Port(to.backend.port)).to_string(),
+        Decision::Forward(to) => at(&to.backend),
         Decision::NotAService | Decision::Reject(_) | Decision::Drop(_) => {
             decision.reason().name().to_owned()
         }

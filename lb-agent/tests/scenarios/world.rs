@@ -19,7 +19,9 @@ use lb_common::{
 
 use crate::{
     agent::{MANY, Mortal, as_text, live, sync},
-    flow::{answer, answers, decisions, is_whole, joined, parse_flow, parse_origin, view},
+    flow::{
+        answer, answers, decisions, explained, is_whole, joined, parse_flow, parse_origin, view,
+    },
     script::{Files, Script, edit},
 };
 
@@ -327,11 +329,15 @@ impl<S: MapStore + Clone, F: Fn(Capacities) -> S> World<S, F> {
             .split('|')
             .map(|answer| answer.trim().to_owned())
             .collect();
-        let actual = answers(&self.dump(), &flow);
-        if actual == expected {
-            return Ok(());
+        let tables = self.dump();
+        let (actual, explained) = (answers(&tables, &flow), explained(&tables, &flow));
+        if actual != expected {
+            return Err(format!("the flow gets {}", joined(&actual)));
         }
-        Err(format!("the flow gets {}", joined(&actual)))
+        if explained != actual {
+            return Err(format!("`why` says {}", joined(&explained)));
+        }
+        Ok(())
     }
 
     /// `NAME -> ADDRESS = ANSWER`, one of those that a new socket may get; `NAME -> ADDRESS keeps ANSWER`,

@@ -10,7 +10,9 @@ use lb_common::{
 
 use crate::{
     model::service_port::kind_name,
-    tables::dump::{BackendView, ListView, OnEmpty, ServiceView, locality_name, why_no_hints},
+    tables::dump::{
+        BackendView, ListView, OnEmpty, ServiceView, distance, locality_name, why_no_hints,
+    },
 };
 
 const HEAD: Style = Style::new().bold();
@@ -87,15 +89,6 @@ fn list(name: &str, view: &ListView, out: &mut impl Write) -> io::Result<()> {
         backend_line(backend, name, style_of(backend.locality), out)?;
     }
     Ok(())
-}
-
-fn distance(locality: Locality) -> u8 {
-    match locality {
-        Locality::Node => 0,
-        Locality::Zone => 1,
-        Locality::Unknown => 2,
-        Locality::Other => 3,
-    }
 }
 
 /// Colour where traffic costs money.
