@@ -1,11 +1,13 @@
 //! One test for each walk-through, and for what befalls nearhop itself. What does not work yet says so and
 //! is counted as not run.
 
+use std::collections::BTreeMap;
+
 use lb_tests::{
     kind::{answers::Answers, install},
     skip,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::world::{
     World, client, deployment, exclusively, in_zone, on_nodes_of_their_own, service,
@@ -24,7 +26,7 @@ fn a_pod_reaches_the_api_server_by_its_name() {
 #[test]
 fn w1_traffic_stays_in_its_zone_once_there_are_hints() {
     let world = World::new("w1");
-    let [a, _, c] = world.kind.nodes();
+    let [a, b, c] = world.kind.nodes();
     world.apply([
         in_zone(deployment("near", "msu-control", 2), "zone-a"),
         in_zone(deployment("far", "msu-control", 1), "zone-c"),
@@ -38,11 +40,15 @@ fn w1_traffic_stays_in_its_zone_once_there_are_hints() {
     for node in [a, c] {
         world.wait_for_backends(node, "msu-control", 3);
     }
+    for client in [&in_a, &in_c] {
+        client.wait_for_name("msu-control:80");
+    }
     let counter = world.count_packets(a, &far);
 
     let before = in_a.ask("msu-control:80", 100);
+    assert_eq!(before.failed(), 0, "{before:?}");
     assert_shares(&before, 3);
-    let packets = counter.packets();
+    let packets = counter.settled();
     assert!(packets > 0, "the packets to another zone were counted");
 
     world.patch(
@@ -52,11 +58,11 @@ fn w1_traffic_stays_in_its_zone_once_there_are_hints() {
     for (node, wanted) in [(a, 2), (c, 1)] {
         world.wait_for_backends(node, "msu-control", wanted);
     }
-    let packets = counter.packets();
+    let packets = counter.settled();
     let after = in_a.ask("msu-control:80", 100);
     assert_eq!((after.of("near"), after.failed()), (100, 0), "{after:?}");
     assert_shares(&after, 2);
-    assert_eq!(counter.packets(), packets, "no packet left for zone c");
+    assert_eq!(counter.settled(), packets, "no packet left for zone c");
     let from_c = in_c.ask("msu-control:80", 100);
     assert_eq!(from_c.of("far"), 100, "{from_c:?}");
 
@@ -64,6 +70,9 @@ fn w1_traffic_stays_in_its_zone_once_there_are_hints() {
     let lists = [a, c].map(|node| world.backends(node, "msu-control"));
     assert!(!lists[0].contains(&format!("{far}:80")), "{lists:?}");
     assert_eq!(lists[1], [format!("{far}:80")]);
+    // There is no pod in zone b, and somebody there asks why.
+    let (why, backends) = world.why_no_hints(b, "msu-control", "ignored-no-endpoint-for-zone");
+    assert_eq!(backends, 3, "{why}");
     if world.kind.is_of_containers() {
         skip("w1: the lists by bpftool", "kind's nodes have no bpftool");
         return;
@@ -99,6 +108,7 @@ fn w2_five_pods_and_one_get_no_hints_and_the_traffic_stays_random() {
     for node in world.kind.nodes() {
         world.wait_for_backends(node, "uneven", 6);
     }
+    client.wait_for_name("uneven:80");
     let answers = client.ask("uneven:80", 180);
 
     assert!(why.contains("overload threshold"), "{why}");
@@ -110,10 +120,12 @@ fn w2_five_pods_and_one_get_no_hints_and_the_traffic_stays_random() {
             service["hints"] == "missing-too-few-or-uneven" && why.starts_with("no hints: ")
         });
     }
-    skip(
-        "w2: `lb-agent why`",
-        "there is no such command yet; `services` says it",
-    );
+    for node in world.kind.nodes() {
+        let (why, backends) = world.why_no_hints(node, "uneven", "missing-too-few-or-uneven");
+        assert!(why.contains("too uneven"), "{why}");
+        assert!(why.contains("(zone zone-a: 5, zone zone-c: 1)"), "{why}");
+        assert_eq!(backends, 6, "{why}");
+    }
 }
 
 #[test]
@@ -136,6 +148,8 @@ fn w3_a_cluster_ip_spreads_over_three_pods_and_answers_in_the_cluster_only() {
         let answers = net_pod.ask(pod, 1);
         assert_eq!(answers.answered(), 1, "{answers:?}");
     }
+    let [_, b, _] = world.kind.nodes();
+    world.wait_for_backends(b, "svc-clusterip", 3);
     let cluster_ip = format!("{}:9000", world.cluster_ip("svc-clusterip"));
     assert_shares(&net_pod.ask(&cluster_ip, 100), 3);
 
@@ -164,6 +178,8 @@ fn w4_session_affinity_is_switched_on_and_off_live() {
     let [a, ..] = world.kind.nodes();
     world.apply([deployment("web", "sticky", 3), service("sticky", 80)]);
     let client = world.client(client("client", "zone-a"));
+    world.wait_for_backends(a, "sticky", 3);
+    client.wait_for_name("sticky:80");
     assert_shares(&client.ask("sticky:80", 100), 3);
 
     // The time-out is 10800 s unless the Service sets one.
@@ -187,6 +203,7 @@ fn w6_two_three_and_four_replicas_have_equal_shares() {
     shares["spec"]["type"] = json!("NodePort");
     world.apply([deployment("pod", "shares", 2), shares]);
     let client = world.client(client("client", "zone-a"));
+    client.wait_for_name("shares:80");
 
     for replicas in [2, 3, 4] {
         let scale = format!("--replicas={replicas}");
@@ -208,6 +225,19 @@ fn w7_requests_by_name_show_several_servers() {
     let world = World::new("w7");
     world.apply([deployment("demo", "demo-svc", 3), service("demo-svc", 80)]);
     let client = world.client(client("client", "zone-c"));
+    let [.., c] = world.kind.nodes();
+    world.wait_for_backends(c, "demo-svc", 3);
+    client.wait_for_name("demo-svc:80");
+    let figures = |stats: &Value| -> BTreeMap<String, u64> {
+        let backends = stats["backends"].as_array().into_iter().flatten();
+        let figure = |backend: &Value| {
+            let address = backend["address"].as_str().unwrap().to_owned();
+            (address, backend["connections"].as_u64().unwrap())
+        };
+        backends.map(figure).collect()
+    };
+    let before = figures(&world.statistics(c, "demo-svc", |_| true));
+    let mut total = Answers::default();
 
     for name in [
         "demo-svc:80",
@@ -221,12 +251,81 @@ fn w7_requests_by_name_show_several_servers() {
             "{answers:?}"
         );
         assert!(answers.by.len() > 1, "{answers:?}");
+        total.merge(answers);
     }
 
+    // What `ipvsadm -Ln --stats` showed. A connection has ended when its last packet is acknowledged.
+    let stats = world.statistics(c, "demo-svc", |stats| stats["active"] == 0);
+    let after = figures(&stats);
+    for (name, address) in world.pods_of("demo") {
+        let at = format!("{address}:80");
+        assert_eq!(
+            after[&at] - before[&at],
+            u64::from(total.of(&name)),
+            "{total:?} {stats}"
+        );
+    }
+    assert_eq!(stats["failures"], 0, "{stats}");
+    assert_ne!(stats["bytes_in"], 0, "{stats}");
+
+    skip("w7: `ipvsadm -Lcn`", "`lb-agent flows` is not built yet");
     skip(
         "w7: rr and lc on the same Service",
         "schedulers are not built yet",
     );
+}
+
+/// What the DaemonSet asks for is what the kernel enforces: no more, and the rest is closed.
+#[test]
+fn the_agents_run_with_the_daemon_sets_privileges_and_no_others() {
+    // The agents' processes stay the same ones.
+    let _alone = exclusively();
+    let world = World::alone();
+    let daemon_set = world.get(&["--namespace=kube-system", "daemonset", "nearhop"]);
+    let granted = &daemon_set["spec"]["template"]["spec"]["containers"][0]["securityContext"];
+    let added = granted["capabilities"]["add"].as_array().unwrap().iter();
+    let wanted = added.fold(0_u64, |set, name| {
+        set | 1 << capability(name.as_str().unwrap())
+    });
+    assert_eq!(granted["capabilities"]["drop"], json!(["ALL"]));
+
+    for node in world.kind.nodes() {
+        let status = world.agent_process(node, "status");
+        let field = |name: &str| {
+            let mut lines = status.lines().filter_map(|line| line.split_once(":\t"));
+            let found = lines.find(|(field, _)| *field == name);
+            found.unwrap_or_else(|| panic!("no {name} in {status}")).1
+        };
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            let has = u64::from_str_radix(field(set), 16).unwrap();
+            assert_eq!(
+                has, wanted,
+                "{}: {set} is {has:#x}, not {wanted:#x}",
+                node.name
+            );
+        }
+        assert_eq!(field("NoNewPrivs"), "1", "{}", node.name);
+        // SECCOMP_MODE_FILTER
+        assert_eq!(field("Seccomp"), "2", "{}", node.name);
+
+        let mounts = world.agent_process(node, "mountinfo");
+        let mut mounts = mounts
+            .lines()
+            .map(|mount| mount.split(' ').collect::<Vec<_>>());
+        let root = mounts.find(|mount| mount[4] == "/").unwrap();
+        let options: Vec<_> = root[5].split(',').collect();
+        assert!(options.contains(&"ro"), "{}: {root:?}", node.name);
+    }
+}
+
+/// Its bit, as in capabilities(7).
+fn capability(name: &str) -> u32 {
+    match name {
+        "NET_ADMIN" => 12,
+        "PERFMON" => 38,
+        "BPF" => 39,
+        other => panic!("the DaemonSet asks for {other}: say here which bit it is"),
+    }
 }
 
 #[test]
@@ -242,6 +341,9 @@ fn a_rolling_update_of_nearhop_under_load_loses_nothing() {
         .map(|node| world.client(client(&format!("load-{}", node.zone), node.zone)));
     for node in world.kind.nodes() {
         world.wait_for_backends(node, "web", 3);
+    }
+    for client in &clients {
+        client.wait_for_name("web:80");
     }
     let loads = clients.each_ref().map(|client| client.start_load("web:80"));
     let before = world.nearhop_pods();

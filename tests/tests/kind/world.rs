@@ -2,11 +2,11 @@
 //! clients in pods, on the nodes, and from outside.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     process::{Child, ChildStdin, Command, Stdio},
     sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_tests::{
@@ -83,7 +83,7 @@ impl World {
         }
     }
 
-    fn get(&self, args: &[&str]) -> Value {
+    pub(crate) fn get(&self, args: &[&str]) -> Value {
         let said = self.kubectl(&[&["get", "--output=json"], args].concat());
         serde_json::from_str(&said).unwrap()
     }
@@ -127,13 +127,23 @@ impl World {
         Client { world: self, name }
     }
 
-    /// The addresses of a Deployment's pods.
-    pub(crate) fn addresses_of(&self, deployment: &str) -> Vec<String> {
+    /// The names and addresses of a Deployment's pods that are to stay.
+    pub(crate) fn pods_of(&self, deployment: &str) -> BTreeMap<String, String> {
         let pods = self.get(&["pods", &format!("--selector=deployment={deployment}")]);
-        let pods = pods["items"].as_array().unwrap();
-        pods.iter()
-            .map(|pod| pod["status"]["podIP"].as_str().unwrap().to_owned())
+        let pods = pods["items"].as_array().into_iter().flatten();
+        pods.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .map(|pod| {
+                let text = |value: &Value| value.as_str().unwrap().to_owned();
+                (
+                    text(&pod["metadata"]["name"]),
+                    text(&pod["status"]["podIP"]),
+                )
+            })
             .collect()
+    }
+
+    pub(crate) fn addresses_of(&self, deployment: &str) -> Vec<String> {
+        self.pods_of(deployment).into_values().collect()
     }
 
     pub(crate) fn address_of(&self, deployment: &str) -> String {
@@ -169,7 +179,11 @@ impl World {
     /// What nearhop serves on a node for a Service of this namespace, over IPv4.
     fn served(&self, node: Node, service: &str) -> Result<Value, String> {
         let said = self.nearhop(node, &["services", "--output=json"])?;
-        let said: Value = serde_json::from_str(&said).map_err(|error| error.to_string())?;
+        self.find_service(&said, service)
+    }
+
+    fn find_service(&self, said: &str, service: &str) -> Result<Value, String> {
+        let said: Value = serde_json::from_str(said).map_err(|error| error.to_string())?;
         let mut services = said["services"].as_array().into_iter().flatten();
         let found = services.find(|found| {
             found["namespace"] == self.namespace()
@@ -179,6 +193,39 @@ impl World {
         found
             .cloned()
             .ok_or_else(|| format!("{service} is not in {said}"))
+    }
+
+    /// Why a node follows no hints for a Service of this namespace, as `lb-agent why` says once it is this
+    /// one of the reasons; and who may be chosen.
+    pub(crate) fn why_no_hints(&self, node: Node, service: &str, hints: &str) -> (String, usize) {
+        let to = format!("{}:80", self.cluster_ip(service));
+        self.until(&format!("why on {}", node.name), || {
+            let said = self.nearhop(node, &["why", &to, "--output=json"])?;
+            let answer: Value = serde_json::from_str(&said).map_err(|error| error.to_string())?;
+            if answer["hints"] != hints {
+                return Err(said);
+            }
+            let why = answer["why_no_hints"].as_str().ok_or(said)?;
+            let backends = answer["backends"].as_array().map_or(0, Vec::len);
+            Ok((why.to_owned(), backends))
+        })
+    }
+
+    /// `services --stats` of a node for a Service of this namespace, once it is as wanted.
+    pub(crate) fn statistics(
+        &self,
+        node: Node,
+        service: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
+        self.until(&format!("statistics of {service}"), || {
+            let said = self.nearhop(node, &["services", "--stats", "--output=json"])?;
+            let found = self.find_service(&said, service)?;
+            match wanted(&found) {
+                true => Ok(found),
+                false => Err(found.to_string()),
+            }
+        })
     }
 
     /// A command of the agent in its own pod.
@@ -221,7 +268,9 @@ impl World {
     }
 
     pub(crate) fn backends(&self, node: Node, service: &str) -> Vec<String> {
-        let served = self.served(node, service).unwrap();
+        let what = format!("{} to say what it serves", node.name);
+        // Its agent may be about to be replaced by another test.
+        let served = self.until(&what, || self.served(node, service));
         let backends = served["cluster"]["backends"].as_array().unwrap();
         let address = |backend: &Value| backend["address"].as_str().unwrap().to_owned();
         backends.iter().map(address).collect()
@@ -266,6 +315,33 @@ impl World {
         self.cluster
             .kubectl(&[kube_system, "set", "image", "daemonset/nearhop", &image]);
         install::wait_until_ready(&self.cluster).unwrap();
+    }
+
+    /// What the kernel says of a node's agent, file by file in its folder of /proc.
+    pub(crate) fn agent_process(&self, node: Node, file: &str) -> String {
+        self.until(&format!("one agent on {}", node.name), || {
+            // Processes end while it looks, which it calls an error.
+            let find = "grep -slx lb-agent /proc/[0-9]*/comm || true";
+            let found = self.try_on_node(node, "sh", &["-c", find])?;
+            let [comm] = found.lines().collect::<Vec<_>>()[..] else {
+                return Err(format!("processes {found:?}"));
+            };
+            self.try_on_node(node, "cat", &[&comm.replace("comm", file)])
+        })
+    }
+
+    fn try_on_node(&self, node: Node, program: &str, args: &[&str]) -> Result<String, String> {
+        let mut command = self.kind.on_node(node, program).unwrap();
+        let output = command.args(args).stdin(Stdio::null()).output();
+        let output = output.map_err(|error| error.to_string())?;
+        match output.status.success() {
+            true => Ok(agent::text(&output.stdout)),
+            false => Err(format!(
+                "{}: {}",
+                output.status,
+                agent::text(&output.stderr)
+            )),
+        }
     }
 
     /// The programs that are attached to a node's cgroup, by `bpftool`.
@@ -383,8 +459,34 @@ impl PacketCounter<'_> {
             "FORWARD",
         ]);
         let said = agent::text(&succeeded(list));
-        let rule = said.lines().find(|line| line.contains(&self.to)).unwrap();
-        rule.split_whitespace().next().unwrap().parse().unwrap()
+        let mut rules = said.lines().map(str::split_whitespace);
+        let mut rule = rules
+            .find(|rule| rule.clone().any(|word| word == self.to))
+            .unwrap();
+        rule.next().unwrap().parse().unwrap()
+    }
+
+    /// Once none has come for a second: a connection that has ended may still owe an acknowledgement, or
+    /// repeat one.
+    pub(crate) fn settled(&self) -> u64 {
+        let mut last = (self.packets(), Instant::now());
+        self.world.until("no packet for a second", || {
+            let packets = self.packets();
+            if packets != last.0 {
+                last = (packets, Instant::now());
+            }
+            match last.1.elapsed() >= Duration::from_secs(1) {
+                true => Ok(packets),
+                false => Err(format!("{packets} packets")),
+            }
+        })
+    }
+}
+
+impl Drop for PacketCounter<'_> {
+    fn drop(&mut self) {
+        let delete = ["--wait", "--delete", "FORWARD", "--destination", &self.to];
+        let _ = self.world.try_on_node(self.node, "iptables", &delete);
     }
 }
 
@@ -404,6 +506,21 @@ impl Client<'_> {
     pub(crate) fn ask(&self, to: &str, count: u32) -> Answers {
         let said = self.run(&["ask", to, "--count", &count.to_string()]);
         serde_json::from_str(&said).unwrap()
+    }
+
+    /// Waits until the name has reached the cluster's resolver, and what that says this pod.
+    pub(crate) fn wait_for_name(&self, to: &str) {
+        self.world.until(&format!("{to} to be resolved"), || {
+            let answers = self.ask(to, 1);
+            match answers
+                .failures
+                .keys()
+                .find(|why| why.starts_with("resolve "))
+            {
+                Some(why) => Err(why.clone()),
+                None => Ok(()),
+            }
+        });
     }
 
     /// Connects all the time until it is finished.
@@ -457,6 +574,10 @@ fn succeeded(mut command: Command) -> Vec<u8> {
 /// So many pods that say who they are, behind the Services that select this app.
 pub(crate) fn deployment(name: &str, app: &str, replicas: u32) -> Value {
     let labels = json!({"app": app, "deployment": name});
+    let mut spec = pod_spec(&["serve"]);
+    // Else it is ready as soon as it runs, and may be asked before it listens.
+    spec["containers"][0]["readinessProbe"] =
+        json!({"tcpSocket": {"port": 80}, "periodSeconds": 1});
     json!({
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -466,7 +587,7 @@ pub(crate) fn deployment(name: &str, app: &str, replicas: u32) -> Value {
             "selector": {"matchLabels": labels},
             "template": {
                 "metadata": {"labels": labels},
-                "spec": pod_spec(&["serve"]),
+                "spec": spec,
             },
         },
     })
