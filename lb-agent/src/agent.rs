@@ -14,7 +14,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use bytemuck::Zeroable;
 use lb_common::{
+    addr::Addr,
     tables::{SCHEMA, Status},
     text::Text,
 };
@@ -32,7 +34,7 @@ use crate::{
     datapath::{
         BpfMaps, Datapath, Pins, capability, cgroup::Cgroup, migrate::Origin, store::StoreError,
     },
-    model::state::Settings,
+    model::{name::Family, state::Settings},
     source::{
         Batch, dir,
         kube::{
@@ -452,6 +454,12 @@ impl Agent {
             zone: Text::new(wanted.model().zone().unwrap_or_default()),
             problem: Text::new(self.problems.first().map_or("", String::as_str)),
             version: Text::new(env!("CARGO_PKG_VERSION")),
+            addresses: Family::BOTH.map(|family| {
+                wanted
+                    .model()
+                    .node_address(family)
+                    .unwrap_or(Addr::zeroed())
+            }),
         })
     }
 }

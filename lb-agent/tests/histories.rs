@@ -142,7 +142,7 @@ fn objects() -> impl Strategy<Value = Object> {
     prop_oneof![
         4 => services().prop_map(Object::from),
         6 => slices().prop_map(Object::from),
-        1 => zones().prop_map(|zone| Object::Node(Node { name: "me".to_owned(), zone, leaving: false })),
+        1 => zones().prop_map(|zone| Object::Node(Node { name: "me".to_owned(), zone, ..Node::default() })),
         1 => cidrs().prop_map(Object::ServiceCidr),
     ]
 }

@@ -5,7 +5,7 @@
 use lb_agent::{
     model::{
         Model, ServicePort,
-        name::ServiceName,
+        name::{Family, ServiceName},
         service::Policy,
         service_port::kind_name,
         state::{Changed, Settings},
@@ -532,6 +532,56 @@ fn a_node_is_leaving_when_it_is_deleted_or_the_autoscaler_says_so() {
         );
     }
     assert!(!World::of("").model.node_is_eligible(), "an unknown node");
+}
+
+#[test]
+fn a_nodes_own_address_in_a_family_is_the_first_internal_one_or_else_the_first_external_one() {
+    let internal = |address| format!("{{type: InternalIP, address: '{address}'}}");
+    let external = |address| format!("{{type: ExternalIP, address: '{address}'}}");
+    let name = "{type: Hostname, address: node-1}".to_owned();
+    for (given, v4, v6) in [
+        (vec![], None, None),
+        (vec![name.clone()], None, None),
+        (
+            vec![
+                name,
+                internal("10.0.0.1"),
+                internal("10.0.0.2"),
+                internal("fd00::1"),
+            ],
+            Some("10.0.0.1"),
+            Some("fd00::1"),
+        ),
+        (
+            vec![
+                external("192.0.2.1"),
+                external("2001:db8::1"),
+                internal("10.0.0.1"),
+            ],
+            Some("10.0.0.1"),
+            Some("2001:db8::1"),
+        ),
+    ] {
+        let given = given.join(", ");
+        let world = World::of(&format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: {NODE}}}, status: {{addresses: [{given}]}}}}"
+        ));
+
+        assert_eq!(world.problems, [""; 0], "{given}");
+        let address = |family| {
+            world
+                .model
+                .node_address(family)
+                .map(|addr| addr.to_string())
+        };
+        assert_eq!(address(Family::V4).as_deref(), v4, "{given}");
+        assert_eq!(address(Family::V6).as_deref(), v6, "{given}");
+    }
+    let world = World::of(&format!(
+        "{{apiVersion: v1, kind: Node, metadata: {{name: {NODE}}}, status: {{addresses: [{}]}}}}",
+        internal("here")
+    ));
+    assert_eq!(world.problems.len(), 1, "{:?}", world.problems);
 }
 
 #[test]

@@ -865,9 +865,11 @@ pub struct Status {
     pub problem: Text<256>,
     /// The agent's version.
     pub version: Text<32>,
+    /// The node's own addresses, as its Node object says, IPv4 and then IPv6; zero: none.
+    pub addresses: [Addr; 2],
 }
 
-assert_size!(Status, 680);
+assert_size!(Status, 712);
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! The agent fed by a real API server, with no more rights than deploy/rbac.yaml gives it.
 
 use lb_tests::{
-    Cluster, Lab, Serve,
+    Cluster, Lab, Serve, agent,
     cluster::scene::{OTHER_ZONE, Scene},
     objects,
     scene::{NODE, TCP, TCP_PORT},
@@ -34,6 +34,48 @@ fn what_the_cluster_says_is_served_and_followed() {
     })
     .unwrap();
     assert!(scene.services().contains("default/kubernetes"));
+}
+
+/// As the node controller of a cloud does, and a kubelet that is given another address.
+#[test]
+fn a_nodes_addresses_are_followed() {
+    let scene = Scene::new();
+    let change = |addresses: &[(&str, &str)]| {
+        let addresses = addresses.iter();
+        let addresses = addresses.map(|(kind, address)| json!({"type": kind, "address": address}));
+        let addresses: Vec<_> = addresses.collect();
+        let patch = json!([{"op": "add", "path": "/status/addresses", "value": addresses}]);
+        let patch = [
+            "--subresource=status",
+            "--type=json",
+            "--patch",
+            &patch.to_string(),
+        ];
+        scene
+            .cluster
+            .kubectl(&[&["patch", "node", NODE], &patch[..]].concat());
+    };
+    let shown = |addresses: &[&str]| {
+        let what = format!("addresses {addresses:?}");
+        scene.wait_for_status(&what, |status| status["addresses"] == json!(addresses));
+    };
+    shown(&[]);
+
+    change(&[
+        ("InternalIP", "192.0.2.1"),
+        ("InternalIP", "2001:db8::1"),
+        ("Hostname", NODE),
+    ]);
+    shown(&["192.0.2.1", "2001:db8::1"]);
+
+    change(&[("InternalIP", "192.0.2.2")]);
+    shown(&["192.0.2.2"]);
+    let table = scene.node.cli().on_pins(&["status"]);
+    let table = agent::text(&table.stdout);
+    assert!(table.contains("addresses   192.0.2.2\n"), "{table}");
+
+    change(&[]);
+    shown(&[]);
 }
 
 #[test]

@@ -1,10 +1,16 @@
-//! Node → model: the zone label, and whether the node is about to go.
+//! Node → model: the zone label, the node's addresses, and whether it is about to go.
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1 as core;
+use lb_common::addr::Addr;
 
 use crate::{
-    api::{Converted, LABEL_MAX, Rejected, Salvage, checked_key, fits, label},
-    model::object::{Kind, Node, Object},
+    api::{Converted, LABEL_MAX, Rejected, Salvage, checked_key, fits, label, value},
+    model::{
+        name::Family,
+        object::{Kind, Node, Object},
+    },
 };
 
 const ZONE: &str = "topology.kubernetes.io/zone";
@@ -20,12 +26,30 @@ pub fn convert(node: &core::Node) -> Result<Converted, Rejected> {
     let zone = label(&node.metadata, ZONE).filter(|zone| !zone.is_empty());
     let zone =
         zone.and_then(|zone| salvage.keep(ZONE, fits("the label", zone, LABEL_MAX).map(|()| zone)));
+    let addresses = addresses(node, &mut salvage);
     let object = Object::Node(Node {
+        addresses,
         name: salvage.object.name.clone(),
         zone: zone.map(str::to_owned),
         leaving: is_leaving(node),
     });
     Ok(salvage.into_converted(Some(object)))
+}
+
+/// Of each family the first internal one, or else the first external one, as in kube-proxy.
+fn addresses(node: &core::Node, salvage: &mut Salvage) -> BTreeMap<Family, Addr> {
+    let mut addresses = BTreeMap::new();
+    let status = node.status.iter();
+    let given = status.flat_map(|status| status.addresses.iter().flatten());
+    for kind in ["InternalIP", "ExternalIP"] {
+        for given in given.clone().filter(|given| given.type_ == kind) {
+            let field = format_args!("an {kind} in status.addresses");
+            if let Some(addr) = salvage.keep(field, value::addr(&given.address)) {
+                addresses.entry(Family::of(addr)).or_insert(addr);
+            }
+        }
+    }
+    addresses
 }
 
 fn is_leaving(node: &core::Node) -> bool {

@@ -3,11 +3,15 @@
 
 mod table;
 
-use std::{collections::BTreeMap, io::Write, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, io::Write, net::IpAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
+use bytemuck::Zeroable;
 use clap::Parser;
-use lb_common::tables::{Status as Cell, names};
+use lb_common::{
+    addr::Addr,
+    tables::{Status as Cell, names},
+};
 use serde::Serialize;
 
 use crate::{
@@ -101,6 +105,8 @@ struct Status {
     cgroup: Option<PathBuf>,
     cgroup_id: Option<u64>,
     pin_path: PathBuf,
+    /// The node's own, one of each family, as its Node object says.
+    addresses: Vec<IpAddr>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -181,6 +187,7 @@ impl Status {
             cgroup: cgroup_id.and_then(cgroup::find),
             cgroup_id,
             pin_path: pins.root().to_owned(),
+            addresses: addresses(&cell),
         })
     }
 }
@@ -199,6 +206,14 @@ fn sets(pins: &Pins) -> Result<(String, Vec<String>)> {
     let beside = sets.iter().map(ToString::to_string);
     let beside = beside.chain(pins.unfinished()?).collect();
     Ok((newest.to_string(), beside))
+}
+
+fn addresses(cell: &Cell) -> Vec<IpAddr> {
+    let given = cell
+        .addresses
+        .iter()
+        .filter(|addr| **addr != Addr::zeroed());
+    given.map(|addr| (*addr).into()).collect()
 }
 
 fn some_text(text: &str) -> Option<String> {

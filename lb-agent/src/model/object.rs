@@ -1,9 +1,12 @@
 //! The closed set of objects the model is made of, and the keys by which they are deleted.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use lb_common::addr::Addr;
 
 use crate::model::{
     endpoint::Slice,
+    name::Family,
     service::{Cidr, Service},
 };
 
@@ -47,13 +50,15 @@ impl From<Slice> for Object {
 }
 
 /// A Node: its zone is all that endpoint choice asks of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     pub name: String,
     /// `topology.kubernetes.io/zone`; an empty label is none.
     pub zone: Option<String>,
     /// It is being deleted, or about to be: load balancers should send nothing new.
     pub leaving: bool,
+    /// Of each family the one that stands for the node: to others, and where its own clients need one.
+    pub addresses: BTreeMap<Family, Addr>,
 }
 
 /// A range from which `ClusterIPs` are given out.

@@ -6,6 +6,8 @@ use std::{
     sync::Arc,
 };
 
+use lb_common::addr::Addr;
+
 use crate::model::{
     endpoint::{Moment, Slice},
     name::{Family, ServiceName, SliceName},
@@ -199,6 +201,12 @@ impl Model {
         &self.settings.node
     }
 
+    /// This node's own address in a family, as its Node object says.
+    #[must_use]
+    pub fn node_address(&self, family: Family) -> Option<Addr> {
+        self.node.as_ref()?.addresses.get(&family).copied()
+    }
+
     /// Whether the Node object of this node is known.
     #[must_use]
     pub fn knows_own_node(&self) -> bool {
@@ -344,7 +352,7 @@ mod tests {
         Object::Node(Node {
             name: name.to_owned(),
             zone: zone.map(str::to_owned),
-            leaving: false,
+            ..Node::default()
         })
     }
 
@@ -470,8 +478,8 @@ mod tests {
         let me = |leaving| {
             Object::Node(Node {
                 name: "me".to_owned(),
-                zone: None,
                 leaving,
+                ..Node::default()
             })
         };
         assert!(!model.node_is_eligible());

@@ -29,11 +29,23 @@ pub(super) fn write(status: &Status, out: &mut impl Write) -> io::Result<()> {
         "{style}{word}{style:#}  node {}, zone {zone}",
         status.node
     )?;
+    writeln!(out, "addresses   {}", addresses(status))?;
     agent(status, out)?;
     hints(status, out)?;
     kernel(status, out)?;
     maps(status, out)?;
     counters(status, out)
+}
+
+fn addresses(status: &Status) -> String {
+    match status.addresses.as_slice() {
+        [] => "none in the Node object".to_owned(),
+        some => some
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" "),
+    }
 }
 
 fn agent(status: &Status, out: &mut impl Write) -> io::Result<()> {

@@ -308,7 +308,7 @@ mod tests {
                 object: Some(Object::Node(Node {
                     name: name.to_owned(),
                     zone: Some(zone.to_owned()),
-                    leaving: false,
+                    ..Node::default()
                 })),
                 dropped: Vec::new(),
             }),
