@@ -1,13 +1,15 @@
 //! The agent fed by a real API server, with no more rights than deploy/rbac.yaml gives it.
 
+use std::{net::SocketAddr, time::Instant};
+
 use lb_tests::{
     Cluster, Lab, Serve, agent,
     cluster::scene::{OTHER_ZONE, Scene},
-    objects,
-    scene::{NODE, TCP, TCP_PORT},
+    objects::{self, slice},
+    scene::{NODE, TCP, TCP_PORT, ZONE},
     wait,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn what_the_cluster_says_is_served_and_followed() {
@@ -161,4 +163,67 @@ fn a_right_that_is_missing_is_named_and_nothing_is_programmed() {
         agent.kill().unwrap();
         cluster.grant();
     }
+}
+
+/// The maps grow meanwhile, as they have room for 256 Service ports at first.
+#[test]
+fn a_thousand_services_at_once_are_served_and_leave_nothing() {
+    const MANY: u64 = 1000;
+    let scene = Scene::new();
+    let cells_in_use = |status: &Value| {
+        ["FRONTENDS", "SERVICES", "SLOTS", "BACKENDS"]
+            .map(|map| status["maps"][map]["used"].as_u64().unwrap_or_default())
+    };
+    let before = cells_in_use(&scene.node.cli().status().unwrap());
+    let begun = Instant::now();
+
+    scene
+        .cluster
+        .apply((0..MANY).flat_map(|number| many(&scene, number)));
+    // An address has a cell for its port, and one for all others.
+    let wanted = [2 * MANY, MANY, MANY, MANY];
+    let wanted = [0, 1, 2, 3].map(|map| before[map] + wanted[map]);
+    scene.wait_for_status("all to be programmed", |status| {
+        cells_in_use(status) == wanted
+    });
+    let created = begun.elapsed();
+
+    let services = scene.cluster.get(&["services", "--selector=app=many"]);
+    let services = services["items"].as_array().unwrap().iter();
+    let addresses: Vec<SocketAddr> = services
+        .map(|service| {
+            let ip = service["spec"]["clusterIP"].as_str().unwrap();
+            SocketAddr::new(ip.parse().unwrap(), 80)
+        })
+        .collect();
+    let count = u32::try_from(addresses.len()).unwrap();
+    assert_eq!(u64::from(count), MANY);
+    // One that fails is an error.
+    let connects = scene.client.time_connects(addresses, count);
+    assert_eq!(connects.len() as u64, MANY);
+
+    let kinds = "services,endpointslices";
+    scene
+        .cluster
+        .kubectl(&["delete", kinds, "--selector=app=many", "--wait=false"]);
+    scene.wait_for_status("all to be forgotten", |status| {
+        cells_in_use(status) == before
+    });
+    let total = begun.elapsed();
+    eprintln!("{MANY} Services served after {created:?}, gone again after {total:?}");
+}
+
+/// A Service with an endpoint, whose slice no controller makes.
+fn many(scene: &Scene, number: u64) -> [Value; 2] {
+    let name = format!("many-{number}");
+    let mut service = objects::service("default/many", &[]).tcp("http", 80).into();
+    let slice = slice(&format!("default/{name}"), "IPv4").tcp("http", TCP_PORT);
+    let mut slice = slice.endpoint(scene.backends[0].addr(), NODE, ZONE).into();
+    for object in [&mut service, &mut slice] {
+        let object: &mut Value = object;
+        object["metadata"]["labels"]["app"] = json!("many");
+    }
+    service["metadata"]["name"] = json!(name);
+    service["spec"] = json!({"ports": service["spec"]["ports"]});
+    [service, slice]
 }
