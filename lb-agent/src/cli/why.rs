@@ -61,7 +61,7 @@ pub struct Args {
     /// command runs in; a number is the cookie of another, as `bpftool map dump` shows it in AFFINITY.
     #[arg(value_name = "CLIENT", default_value = "pod")]
     client: Asker,
-    /// The Service's address and port, as in 10.96.0.10:80 or [fd00::10]:80
+    /// The Service's address and port, as in `10.96.0.10:80` or `[fd00::10]:80`
     #[arg(value_name = "ADDRESS:PORT", value_parser = address)]
     to: SocketAddr,
     /// The protocol
