@@ -108,7 +108,7 @@ impl fmt::Debug for Addr {
 }
 
 /// A port number in host order. Converted from and to network order in exactly two places: `sock.rs`
-/// and `wire.rs` of lb-ebpf.
+/// of lb-ebpf and `wire.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(transparent)]
 pub struct Port(pub u16);

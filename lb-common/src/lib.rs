@@ -4,12 +4,12 @@
 //!
 //! * **Addresses** are 16 bytes in network order, IPv4 mapped ([`addr::Addr`]). **Ports, counts and
 //!   indices** are in host order. A port is converted from network order in two files only: `sock.rs`
-//!   (sockets) and `wire.rs` (packets) of lb-ebpf.
+//!   of lb-ebpf (sockets) and `wire.rs` here (packets).
 //! * **Cells** are `repr(C)` without implicit padding: bytemuck refuses it, and each size is asserted.
 //!   They hold plain integers under plain names, because `bpftool map dump` prints what the cell
 //!   holds; the newtypes are at the edge of each cell, in its constructor and accessors.
-//! * **Writers**: the agent writes every map except `SOCKETS` and `COUNTERS`, which only the kernel
-//!   programs write, and `BACKEND_STATS`, to which they add. Array cells that a reader may be using are
+//! * **Writers**: the agent writes every map except `SOCKETS`, `COUNTERS` and those of flows, which only
+//!   the kernel programs write, and `BACKEND_STATS`, to which they add. Array cells that a reader may be using are
 //!   never rewritten; what changes is one aligned 64-bit word ([`tables::Ring`], [`tables::Membership`]).
 //! * **Reuse**: a freed service index, backend cell or slot range waits for an RCU grace period. Every
 //!   slot and backend names the service that owns it.
@@ -21,8 +21,11 @@
 extern crate std;
 
 pub mod addr;
+pub mod crc32c;
+pub mod flow;
 pub mod planned;
 pub mod reason;
 pub mod select;
 pub mod tables;
 pub mod text;
+pub mod wire;

@@ -4,7 +4,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::addr::Addr;
+use crate::{addr::Addr, flow::FlowKey};
 
 macro_rules! assert_size {
     ($cell:ty, $bytes:literal) => {
@@ -61,46 +61,6 @@ pub struct SourceRange {
 }
 
 assert_size!(SourceRange, 24);
-
-/// Key of `FLOWS` (hash): a packet's five-tuple, as the program that looks it up sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct FlowKey {
-    /// From.
-    pub source: Addr,
-    /// To.
-    pub destination: Addr,
-    /// Host order.
-    pub source_port: u16,
-    /// Host order.
-    pub destination_port: u16,
-    /// `IPPROTO_*`.
-    pub proto: u8,
-    /// Zero.
-    pub pad: [u8; 3],
-}
-
-assert_size!(FlowKey, 40);
-
-/// Value of `FLOWS`: how to translate, and the other half's key, so that each can rebuild the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Flow {
-    /// The key of the flow in the other direction.
-    pub pair: FlowKey,
-    /// Index into `BACKENDS`.
-    pub backend: u32,
-    /// The generation of that cell.
-    pub generation: u32,
-    /// The last packet, nanoseconds since boot.
-    pub used_nanos: u64,
-    /// State of TCP and SCTP, as conntrack names them.
-    pub state: u32,
-    /// 1 if this half leads to the backend.
-    pub is_forward: u32,
-}
-
-assert_size!(Flow, 64);
 
 /// Record of `EVENTS` (ring buffer): one sampled decision. Off unless somebody listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
