@@ -43,11 +43,33 @@ pub enum Reason {
     ForwardAffine = 17,
     /// `AFFINITY` is full: the backend was chosen by a hash of the client.
     AffinityFull = 18,
+    /// A packet of no flow, and to no Service.
+    PacketPass = 19,
+    /// A packet that is no IP, is cut short, or is of a protocol without Services.
+    PacketOther = 20,
+    /// A packet of this node's own to a Service, from a process that no hook covers. It is left alone.
+    PacketUnhooked = 21,
+    /// A packet went to the backend of its flow.
+    PacketOriginal = 22,
+    /// The Service's address was put back in a packet of a backend.
+    PacketReply = 23,
+    /// An ICMP error about a packet of a flow was translated.
+    PacketIcmpError = 24,
+    /// `FLOWS` is full, or there is no memory: the first packet of a flow was dropped.
+    DropFlowsFull = 25,
+    /// The backend's answers could not be told from those of another flow. The first packet was dropped.
+    DropFlowClash = 26,
+    /// The client is to be hidden behind this node, and no port or no address is left.
+    DropNoMasquerade = 27,
+    /// The kernel would not change a packet.
+    DropUnwritable = 28,
+    /// A flow that was never confirmed, or is over, made room for a newer one.
+    FlowGivenUp = 29,
 }
 
 impl Reason {
     /// Cells of `COUNTERS`.
-    pub const COUNT: u32 = 19;
+    pub const COUNT: u32 = 30;
 
     /// All, by index.
     pub const ALL: [Self; Self::COUNT as usize] = [
@@ -70,6 +92,17 @@ impl Reason {
         Self::PeerLost,
         Self::ForwardAffine,
         Self::AffinityFull,
+        Self::PacketPass,
+        Self::PacketOther,
+        Self::PacketUnhooked,
+        Self::PacketOriginal,
+        Self::PacketReply,
+        Self::PacketIcmpError,
+        Self::DropFlowsFull,
+        Self::DropFlowClash,
+        Self::DropNoMasquerade,
+        Self::DropUnwritable,
+        Self::FlowGivenUp,
     ];
 
     /// The name in metrics, commands and documents.
@@ -95,6 +128,17 @@ impl Reason {
             Self::PeerLost => "peer-lost",
             Self::ForwardAffine => "forward-affine",
             Self::AffinityFull => "affinity-full",
+            Self::PacketPass => "packet-pass",
+            Self::PacketOther => "packet-other",
+            Self::PacketUnhooked => "packet-unhooked",
+            Self::PacketOriginal => "packet-original",
+            Self::PacketReply => "packet-reply",
+            Self::PacketIcmpError => "packet-icmp-error",
+            Self::DropFlowsFull => "drop-flows-full",
+            Self::DropFlowClash => "drop-flow-clash",
+            Self::DropNoMasquerade => "drop-no-masquerade",
+            Self::DropUnwritable => "drop-unwritable",
+            Self::FlowGivenUp => "flow-given-up",
         }
     }
 }

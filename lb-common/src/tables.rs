@@ -44,6 +44,24 @@ pub mod names {
     pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
     /// See [`super::AffinityKey`] and [`super::Affinity`].
     pub const AFFINITY: &str = "AFFINITY";
+    /// See [`crate::flow::FlowKey`] and [`crate::flow::Half`].
+    pub const FLOWS: &str = "FLOWS";
+    /// See [`crate::flow::FLOW_HINTS_MAX`].
+    pub const FLOW_HINTS: &str = "FLOW_HINTS";
+    /// See [`crate::flow::YOUNG_MAX`].
+    pub const YOUNG: &str = "YOUNG";
+    /// See [`crate::flow::YOUNG_MAX`].
+    pub const YOUNG_NEXT: &str = "YOUNG_NEXT";
+    /// See [`crate::flow::FragmentKey`] and [`crate::flow::FragmentPorts`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// See [`crate::flow::Node`].
+    pub const NODE: &str = "NODE";
+    /// See [`super::ServiceCidr`].
+    pub const POD_CIDRS: &str = "POD_CIDRS";
+    /// See [`crate::flow::interface`].
+    pub const INTERFACES: &str = "INTERFACES";
+    /// See [`crate::flow::Call`].
+    pub const CALLS: &str = "CALLS";
     /// See [`super::Socket`].
     pub const SOCKETS: &str = "SOCKETS";
     /// See [`crate::reason::Reason`].
@@ -51,7 +69,7 @@ pub mod names {
     /// See [`super::Status`].
     pub const STATUS: &str = "STATUS";
     /// All of them, in the order of the documentation.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 22] = [
         FRONTENDS,
         SERVICES,
         SLOTS,
@@ -62,6 +80,15 @@ pub mod names {
         ZONES,
         SERVICE_CIDRS,
         AFFINITY,
+        FLOWS,
+        FLOW_HINTS,
+        YOUNG,
+        YOUNG_NEXT,
+        FRAGMENTS,
+        NODE,
+        POD_CIDRS,
+        INTERFACES,
+        CALLS,
         SOCKETS,
         COUNTERS,
         STATUS,
@@ -630,6 +657,17 @@ impl ServiceCidr {
 pub struct Client(pub u64);
 
 impl Client {
+    /// A client of which only the address is known. Never a cookie: those are counted from one.
+    #[inline(always)]
+    #[must_use]
+    pub fn of_addr(addr: Addr) -> Self {
+        let [a, b, c, d] = addr.words();
+        let odd = 0x9e37_79b9_7f4a_7c15;
+        let high = (u64::from(a) << 32 | u64::from(b)).wrapping_mul(odd);
+        let low = u64::from(c) << 32 | u64::from(d);
+        Self((high ^ low) | 1 << 63)
+    }
+
     /// 32 bits that are as good as random among clients, and the same for one client each time.
     #[inline(always)]
     #[must_use]

@@ -190,6 +190,18 @@ impl Maps {
         }
     }
 
+    /// Adds one to a reason's counter, in a program that nothing preempts but what adds atomically.
+    #[inline(always)]
+    pub(crate) fn count_packet(&self, reason: Reason) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+            // SAFETY: points to this CPU's live, aligned 64-bit cell.
+            let count = unsafe { ptr::read_volatile(counter) };
+            // SAFETY: as above. A cgroup program is interrupted between instructions only, and adds by
+            // one; a packet program is not interrupted by another.
+            unsafe { ptr::write_volatile(counter, count.wrapping_add(1)) };
+        }
+    }
+
     /// The figures of a backend that this very program has found in a list.
     #[inline(always)]
     pub(crate) fn stats_of(&self, backend: BackendIndex) -> Option<Figures> {

@@ -5,6 +5,7 @@ use lb_common::reason::Reason;
 
 use crate::{
     maps::Maps,
+    packet::Packet,
     sock::{Family, SockAddr, set_error},
 };
 
@@ -18,9 +19,9 @@ pub(crate) enum Outcome {
     Pass(Reason),
     /// It replaced the address in the call.
     Rewritten(Reason),
-    /// The caller is to be told "connection refused".
+    /// The caller is to be told "connection refused". A packet has become the answer.
     Reject(Reason),
-    /// The caller is to get no answer. No socket hook can do that: the address is left alone.
+    /// The caller is to get no answer. A socket hook leaves the address alone: no packet of it goes out.
     Drop(Reason),
 }
 
@@ -43,6 +44,29 @@ pub(crate) fn finish<F: Family>(sock: &mut SockAddr<F>, outcome: Outcome, refusa
         Outcome::Reject(reason) => {
             Maps.count(reason);
             refuse(sock, refusal)
+        }
+    }
+}
+
+/// The next program on the interface has its turn.
+const NEXT: i32 = -1;
+const SHOT: i32 = 2;
+
+/// The return code of a packet program.
+#[inline(always)]
+pub(crate) fn finish_packet(packet: &Packet, outcome: Outcome) -> i32 {
+    match outcome {
+        Outcome::Pass(reason) | Outcome::Rewritten(reason) => {
+            Maps.count_packet(reason);
+            NEXT
+        }
+        Outcome::Drop(reason) => {
+            Maps.count_packet(reason);
+            SHOT
+        }
+        Outcome::Reject(reason) => {
+            Maps.count_packet(reason);
+            packet.send_back()
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod container;
 pub mod http;
+pub mod journey;
 pub mod kind;
 pub mod lab;
 pub mod netns;

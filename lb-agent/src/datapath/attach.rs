@@ -81,7 +81,7 @@ pub(super) fn attach_until_dropped(
     link.with_context(|| format!("attaching {name} to {}", cgroup.path.display()))
 }
 
-/// Loads a program of a kind that attaches to cgroups; the object has no other.
+/// Loads a program of a kind that the object has.
 #[expect(
     clippy::wildcard_enum_match_arm,
     reason = "one of the other kinds is a mistake"
@@ -91,6 +91,7 @@ pub(super) fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => program.load(),
         Program::CgroupSock(program) => program.load(),
         Program::SockOps(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

@@ -10,11 +10,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Map, MapData, MapType},
-    programs::{Program, ProgramError, ProgramType},
+    maps::{Map, MapData, MapType, ProgramArray},
+    programs::{Program, ProgramError, ProgramType, SchedClassifier},
     sys::{BpfHelper, is_helper_supported},
 };
 use lb_common::{
+    flow::{
+        Call, FLOW_HINTS_MAX, FLOWS_MAX, FRAGMENTS_MAX, FlowKey, FragmentKey, FragmentPorts, Half,
+        INTERFACES_MAX, Node, YOUNG_MAX,
+    },
     reason::Reason,
     tables::{
         AFFINITY_MAX, Affinity, AffinityKey, Backend, Frontend, FrontendKey, Name, SCHEMA,
@@ -123,7 +127,12 @@ impl Object {
     fn map(&self, name: &str) -> Result<&MapData> {
         let map = self.ebpf.map(name);
         let Some(
-            Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::SkStorage(data),
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::LruHashMap(data)
+            | Map::PerCpuArray(data)
+            | Map::ProgramArray(data)
+            | Map::SkStorage(data),
         ) = map
         else {
             bail!("the kernel object has no map {name} of a known kind; run `cargo xtask build`");
@@ -140,6 +149,29 @@ impl Object {
         PROGRAMS
             .iter()
             .try_for_each(|name| self.program(name).map(drop))
+    }
+
+    /// A program that runs on packets, loaded, with those that it calls.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses one.
+    pub fn packet_program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        self.fill_calls()?;
+        Ok(self.program(name)?.try_into()?)
+    }
+
+    fn fill_calls(&mut self) -> Result<()> {
+        for call in Call::ALL {
+            let program = self.program(call.program())?.fd()?.try_clone()?;
+            let map = self.ebpf.map_mut(names::CALLS);
+            let map =
+                map.with_context(|| format!("the kernel object has no map {}", names::CALLS))?;
+            let mut calls = ProgramArray::try_from(map)?;
+            let set = calls.set(call as u32, &program, 0);
+            set.with_context(|| format!("writing {} to {}", call.program(), names::CALLS))?;
+        }
+        Ok(())
     }
 
     /// A program, loaded: the kernel has verified it.
@@ -205,6 +237,28 @@ const fn array<T>(name: &'static str, cells: Option<u32>) -> Layout {
     }
 }
 
+const fn hash<K, V>(name: &'static str, cells: u32) -> Layout {
+    Layout {
+        name,
+        kind: MapType::Hash,
+        key: size_of::<K>(),
+        value: size_of::<V>(),
+        flags: NO_PREALLOC,
+        cells: Some(cells),
+    }
+}
+
+const fn per_cpu<T>(name: &'static str, cells: u32) -> Layout {
+    Layout {
+        name,
+        kind: MapType::PerCpuArray,
+        key: 4,
+        value: size_of::<T>(),
+        flags: 0,
+        cells: Some(cells),
+    }
+}
+
 const LAYOUTS: [Layout; names::ALL.len()] = [
     Layout {
         name: names::FRONTENDS,
@@ -222,13 +276,29 @@ const LAYOUTS: [Layout; names::ALL.len()] = [
     array::<Name>(names::NAMES, None),
     array::<ZoneName>(names::ZONES, Some(ZONES_MAX)),
     array::<ServiceCidr>(names::SERVICE_CIDRS, Some(SERVICE_CIDRS_MAX)),
+    hash::<AffinityKey, Affinity>(names::AFFINITY, AFFINITY_MAX),
+    hash::<FlowKey, Half>(names::FLOWS, FLOWS_MAX),
+    array::<u64>(names::FLOW_HINTS, Some(FLOW_HINTS_MAX)),
+    per_cpu::<FlowKey>(names::YOUNG, YOUNG_MAX),
+    per_cpu::<u32>(names::YOUNG_NEXT, 1),
     Layout {
-        name: names::AFFINITY,
-        kind: MapType::Hash,
-        key: size_of::<AffinityKey>(),
-        value: size_of::<Affinity>(),
-        flags: NO_PREALLOC,
-        cells: Some(AFFINITY_MAX),
+        name: names::FRAGMENTS,
+        kind: MapType::LruHash,
+        key: size_of::<FragmentKey>(),
+        value: size_of::<FragmentPorts>(),
+        flags: 0,
+        cells: Some(FRAGMENTS_MAX),
+    },
+    array::<Node>(names::NODE, Some(1)),
+    array::<ServiceCidr>(names::POD_CIDRS, Some(SERVICE_CIDRS_MAX)),
+    hash::<u32, u32>(names::INTERFACES, INTERFACES_MAX),
+    Layout {
+        name: names::CALLS,
+        kind: MapType::ProgramArray,
+        key: 4,
+        value: 4,
+        flags: 0,
+        cells: Some(Call::COUNT),
     },
     Layout {
         name: names::SOCKETS,
@@ -238,14 +308,7 @@ const LAYOUTS: [Layout; names::ALL.len()] = [
         flags: NO_PREALLOC,
         cells: None,
     },
-    Layout {
-        name: names::COUNTERS,
-        kind: MapType::PerCpuArray,
-        key: 4,
-        value: 8,
-        flags: 0,
-        cells: Some(Reason::COUNT),
-    },
+    per_cpu::<u64>(names::COUNTERS, Reason::COUNT),
     array::<Status>(names::STATUS, Some(1)),
 ];
 
@@ -256,6 +319,8 @@ pub(super) fn unchanged(set: &MapSet, have: Capacities, want: Capacities) -> Sha
         names::SERVICES | names::SERVICE_STATS | names::NAMES => have.services == want.services,
         names::SLOTS => have.slots == want.slots,
         names::BACKENDS | names::BACKEND_STATS => have.backends == want.backends,
+        // Holds the programs, which hold the other maps.
+        names::CALLS => false,
         _ => true,
     };
     let shared = names::ALL.into_iter().filter(same);
@@ -282,10 +347,21 @@ pub fn is_readable(set: &MapSet) -> Result<bool> {
 }
 
 /// The maps that a set of another layout can hand on, each from the latest of `sets` that has it as this
-/// agent would make it: what sockets remember, and the counters. Neither holds an index whose use a
-/// program does not check.
+/// agent would make it: what sockets remember, the flows of packets, and the counters. None holds an
+/// index whose use a program does not check.
 pub(super) fn heirlooms(sets: &[MapSet]) -> Result<Shared> {
-    let kept = |layout: &&Layout| [names::SOCKETS, names::COUNTERS].contains(&layout.name);
+    let kept = |layout: &&Layout| {
+        let kept = [
+            names::FLOWS,
+            names::FLOW_HINTS,
+            names::YOUNG,
+            names::YOUNG_NEXT,
+            names::FRAGMENTS,
+            names::SOCKETS,
+            names::COUNTERS,
+        ];
+        kept.contains(&layout.name)
+    };
     let mut shared = Shared::new();
     for layout in LAYOUTS.iter().filter(kept) {
         for set in sets.iter() {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, io, mem::offset_of};
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use lb_common::{
+    flow::Node,
     reason::Reason,
     tables::{
         Affinity, AffinityKey, Backend, BackendIndex, Frontend, FrontendKey, List, Membership,
@@ -44,6 +45,7 @@ pub struct BpfMaps {
     service_cidrs: Cells<ServiceCidr>,
     counters: PerCpuArray<MapData, u64>,
     status: Cells<Status>,
+    node: Cells<Node>,
     affinity: HashMap<MapData, Raw<AffinityKey>, Raw<Affinity>>,
     /// Made for the first wait: who only reads needs none, nor the locked memory that it counts as.
     grace: Option<Grace>,
@@ -75,6 +77,7 @@ impl BpfMaps {
             counters: PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map(names::COUNTERS)?))
                 .context(names::COUNTERS)?,
             status: cells(names::STATUS, map(names::STATUS))?,
+            node: cells(names::NODE, map(names::NODE))?,
             affinity: HashMap::try_from(aya::maps::Map::HashMap(map(names::AFFINITY)?))
                 .context(names::AFFINITY)?,
             grace: None,
@@ -265,6 +268,15 @@ impl BpfMaps {
             last = next;
         }
         Ok(last)
+    }
+
+    /// Says what the packet programs must know of this node.
+    ///
+    /// # Errors
+    ///
+    /// The cell is not there.
+    pub fn write_node(&self, node: &Node) -> io::Result<()> {
+        self.node.write(0, node)
     }
 
     /// Says something of ourselves.
