@@ -32,7 +32,12 @@ use crate::{
     agent::growth::Growth,
     config::{Config, Source, watched::Watch},
     datapath::{
-        BpfMaps, Datapath, Pins, capability, cgroup::Cgroup, migrate::Origin, store::StoreError,
+        BpfMaps, Datapath, Pins, capability,
+        cgroup::Cgroup,
+        migrate::Origin,
+        netlink::{Change, Follower},
+        packets::Packets,
+        store::StoreError,
     },
     model::{name::Family, state::Settings},
     source::{
@@ -100,9 +105,11 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
         takeovers: datapath.origin().is_other_layout().into(),
         datapath,
         cgroup,
+        packets: Packets::new(pins, config.packets.clone()),
         growth,
         history: History::new(started),
         vitals,
+        problems_of_sync: Vec::new(),
         problems: Vec::new(),
         node_warned: false,
     }
@@ -165,7 +172,7 @@ async fn gather(
                 vitals.heard(&batch);
                 wanted.fold(batch);
             }
-            Event::Tick | Event::Sweep => continue,
+            Event::Tick | Event::Sweep | Event::Look | Event::Interfaces(_) => continue,
             Event::Shutdown => return Ok(false),
         }
         if wanted.is_complete() || !serving {
@@ -183,13 +190,20 @@ enum Event {
     Tick,
     /// It is time to look for what only time ends.
     Sweep,
+    /// It is time to look whether all is as it was left.
+    Look,
+    /// Interfaces or addresses of this machine may have changed.
+    Interfaces(Change),
     Shutdown,
 }
 
 struct Events {
     batches: mpsc::Receiver<Batch>,
     config_file: Option<Watch>,
+    /// If packets are looked at.
+    interfaces: Option<Follower>,
     sweeps: Interval,
+    looks: Interval,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -197,12 +211,19 @@ struct Events {
 /// Expired affinity counts no more from the second on; this is how soon its memory is free.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
+/// An interface that could not be attached to is tried again so soon, and one that somebody has detached
+/// is missed so late.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
 impl Events {
     fn new(batches: mpsc::Receiver<Batch>, config: &Config) -> Result<Self> {
+        let packets = config.packets.rule.is_some();
         Ok(Self {
             batches,
             config_file: config.watched.clone().map(Watch::new),
+            interfaces: packets.then(Follower::new).transpose()?,
             sweeps: time::interval(SWEEP_EVERY),
+            looks: time::interval(LOOK_EVERY),
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
@@ -221,6 +242,12 @@ impl Events {
                 None => std::future::pending().await,
             }
         };
+        let interfaces = async {
+            match &mut self.interfaces {
+                Some(follower) => follower.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             batch = self.batches.recv() => {
                 Ok(Event::Batch(batch.context("what follows the objects has ended")?))
@@ -230,7 +257,9 @@ impl Events {
                 "{} was changed; ending, so that a new start reads it. What is programmed keeps serving",
                 path.display()
             ),
+            change = interfaces => Ok(Event::Interfaces(change?)),
             _ = self.sweeps.tick() => Ok(Event::Sweep),
+            _ = self.looks.tick() => Ok(Event::Look),
             _ = self.terminate.recv() => Ok(Event::Shutdown),
             _ = self.interrupt.recv() => Ok(Event::Shutdown),
         }
@@ -254,10 +283,12 @@ struct Agent {
     engine: Engine<BpfMaps>,
     datapath: Datapath,
     cgroup: Cgroup,
+    packets: Packets,
     growth: Growth,
     takeovers: u32,
     history: History,
     vitals: Arc<Vitals>,
+    problems_of_sync: Vec<String>,
     /// As last logged.
     problems: Vec<String>,
     node_warned: bool,
@@ -278,6 +309,16 @@ impl Agent {
                 Event::Tick => {}
                 Event::Sweep => {
                     self.sweep();
+                    continue;
+                }
+                Event::Look => {
+                    self.datapath.verify(&mut self.packets);
+                    self.show_packets()?;
+                    continue;
+                }
+                Event::Interfaces(change) => {
+                    self.datapath.follow(&mut self.packets, &change);
+                    self.show_packets()?;
                     continue;
                 }
                 Event::Shutdown => {
@@ -314,8 +355,8 @@ impl Agent {
         let took = begun.elapsed();
         let failed = done.err().map(|error| error.to_string());
         self.history.record(&report, failed.is_some());
-        let problems = self.problems_after(&report, failed.as_deref());
-        self.log_problems(problems);
+        self.problems_of_sync = self.problems_after(&report, failed.as_deref());
+        self.log_problems();
         self.log(&report, took, failed.is_some());
         self.write_status(&report)?;
         self.show_vitals(&report, took, failed.is_some());
@@ -331,7 +372,7 @@ impl Agent {
         if let Err(error) = self.engine.sync(report) {
             return Ok(Err(error));
         }
-        self.datapath.attach(&self.cgroup)?;
+        self.datapath.attach(&self.cgroup, &mut self.packets)?;
         let Some(capacities) = self.outgrown(report) else {
             return Ok(Ok(()));
         };
@@ -365,7 +406,7 @@ impl Agent {
     }
 
     fn move_to(&mut self, (mut datapath, maps): (Datapath, BpfMaps)) -> Result<()> {
-        datapath.attach(&self.cgroup)?;
+        datapath.attach(&self.cgroup, &mut self.packets)?;
         let (from, to) = (self.engine.store().capacities(), maps.capacities());
         self.engine.move_to(maps)?;
         self.datapath = datapath;
@@ -383,8 +424,26 @@ impl Agent {
         problems
     }
 
-    fn log_problems(&mut self, problems: Vec<String>) {
+    /// Says what became of the interfaces.
+    fn show_packets(&mut self) -> Result<()> {
+        let before = self.problems.len();
+        self.log_problems();
+        self.vitals.metrics.attached(&self.packets);
+        if before == 0 && self.problems.is_empty() {
+            return Ok(());
+        }
+        let store = self.engine.store();
+        store.write_status(&Status {
+            problems: self.count_of_problems(),
+            problem: self.first_problem(),
+            ..store.status()?
+        })
+    }
+
+    fn log_problems(&mut self) {
         self.warn_of_unknown_node();
+        let mut problems = self.packets.problems();
+        problems.extend_from_slice(&self.problems_of_sync);
         if problems != self.problems {
             warn_of_problems(&problems);
             self.problems = problems;
@@ -416,6 +475,7 @@ impl Agent {
         };
         self.vitals.metrics.synced(&mut self.engine, &outcome);
         self.vitals.metrics.moved(self.growth.count, self.takeovers);
+        self.vitals.metrics.attached(&self.packets);
         if !failed {
             self.vitals.done();
         }
@@ -445,14 +505,14 @@ impl Agent {
             first_sync_ops: history.first_sync_ops,
             last_sync_ops: report.ops,
             pid: std::process::id(),
-            problems: count(wanted.problems().len()),
+            problems: self.count_of_problems(),
             full: count(report.full.len()),
             schema: SCHEMA,
             growths: self.growth.count,
             takeovers: self.takeovers,
             node: Text::new(wanted.model().node()),
             zone: Text::new(wanted.model().zone().unwrap_or_default()),
-            problem: Text::new(self.problems.first().map_or("", String::as_str)),
+            problem: self.first_problem(),
             version: Text::new(env!("CARGO_PKG_VERSION")),
             addresses: Family::BOTH.map(|family| {
                 wanted
@@ -461,6 +521,16 @@ impl Agent {
                     .unwrap_or(Addr::zeroed())
             }),
         })
+    }
+
+    /// With what the source says, and with interfaces.
+    fn count_of_problems(&self) -> u32 {
+        let of_source = self.engine.wanted().problems().len();
+        count(of_source + self.packets.problems().len())
+    }
+
+    fn first_problem<const N: usize>(&self) -> Text<N> {
+        Text::new(self.problems.first().map_or("", String::as_str))
     }
 }
 

@@ -11,11 +11,20 @@ use std::{
     time::Duration,
 };
 
+use glob::Pattern;
 use k8s_openapi::jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use self::{given::Given, watched::Watched};
-use crate::{source::kube::access::Access, tables::set::Capacities, vitals::server::Listen};
+use crate::{
+    datapath::{
+        interface::Rule,
+        packets::{self, Way},
+    },
+    source::kube::access::Access,
+    tables::set::Capacities,
+    vitals::server::Listen,
+};
 
 /// Where pins lie unless told otherwise.
 pub const PIN_PATH: &str = "/sys/fs/bpf/nearhop";
@@ -36,6 +45,8 @@ pub struct Config {
     pub bind_hard_fail: bool,
     /// kube-proxy's sync period: a change that waits for two of them makes the agent unhealthy.
     pub sync_period: Duration,
+    /// At which interfaces packets are looked at, and how.
+    pub packets: packets::Settings,
     /// Whether `spec.externalIPs` are served.
     pub external_ips: bool,
     /// kube-proxy's settings, followed or not.
@@ -57,6 +68,10 @@ impl Config {
         fields["metricsBindAddress"] = address(self.listen.metrics).into();
         fields["bindAddressHardFail"] = self.bind_hard_fail.into();
         fields["featureGates"][given::EXTERNAL_IPS] = self.external_ips.into();
+        let patterns = |of: fn(&Rule) -> &Vec<Pattern>| {
+            let rule = self.packets.rule.as_ref();
+            rule.map(|rule| of(rule).iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
         let (objects, access) = match &self.source {
             Source::Folder(path) => (Some(path), None),
             Source::ApiServer(access) => (None, Some(access)),
@@ -71,6 +86,10 @@ impl Config {
                 "apiServer": access.and_then(|access| access.api_server.as_ref()),
                 "cgroup": self.cgroup,
                 "pinPath": self.pin_path,
+                "packetPath": self.packets.rule.is_some(),
+                "devices": patterns(|rule| &rule.only),
+                "excludeDevices": patterns(|rule| &rule.except),
+                "packetAttach": self.packets.way.map_or("auto", Way::name),
                 "syncPeriodSeconds": self.sync_period.as_secs_f64(),
                 "configFile": self.watched.as_ref().map(|file| &file.path),
             },

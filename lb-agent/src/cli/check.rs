@@ -25,7 +25,10 @@ use crate::{
         Pins, capability,
         cgroup::{self, Cgroup},
         grace::Grace,
-        load, proof,
+        interface::Rule,
+        load, netlink,
+        packets::{self, Way},
+        proof,
     },
 };
 
@@ -137,6 +140,12 @@ fn check(args: &Args) -> Vec<Finding> {
         "programs",
         loaded.map(|()| "the kernel accepts all ten"),
     ));
+    let loaded = object.load_packet_programs();
+    findings.push(needed(
+        "packet programs",
+        loaded.and_then(|()| packet_way()),
+    ));
+    findings.push(optional("interfaces", interfaces()));
     findings.push(needed("host processes", host_processes(&cgroup)));
     findings
 }
@@ -216,6 +225,27 @@ fn set_retval() -> Result<&'static str> {
              unconnected UDP gets EPERM"
         ))
     }
+}
+
+fn packet_way() -> Result<&'static str> {
+    Ok(match packets::best_way()? {
+        Way::Tcx => "the kernel accepts both, and takes links to interfaces (TCX)",
+        Way::Clsact => {
+            "the kernel accepts both; it has no TCX (6.6), so filters below clsact are used"
+        }
+    })
+}
+
+fn interfaces() -> Result<String> {
+    let chosen = Rule::default().choose(&netlink::interfaces()?);
+    if chosen.is_empty() {
+        return Err(anyhow!(
+            "no interface of this network namespace is for the packet programs; run this in the host's \
+             namespace, or name interfaces by --devices"
+        ));
+    }
+    let names: Vec<_> = chosen.iter().map(|interface| &*interface.name).collect();
+    Ok(names.join(" "))
 }
 
 fn grace() -> Result<String> {

@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     cli::{Output, Pinned},
-    datapath::Pins,
+    datapath::{Pins, packets},
 };
 
 /// Remove everything that `run` has put into the kernel
@@ -52,15 +52,20 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
 fn clean(args: &Args) -> Result<()> {
     let pins = Pins::new(&args.pinned.pin_path);
     let running = pins.running_agent();
+    let filters = packets::remove_filters(&pins)?;
     let removed = pins.remove_all()?;
 
     let mut out = anstream::stdout().lock();
     match args.pinned.output {
         Output::Json => {
-            let document = json!({ "removed": removed, "running_agent": running });
+            let document =
+                json!({ "filters": filters, "removed": removed, "running_agent": running });
             writeln!(out, "{document:#}")?;
         }
         Output::Table => {
+            for filter in &filters {
+                writeln!(out, "removed {filter}")?;
+            }
             for path in &removed {
                 writeln!(out, "removed {}", path.display())?;
             }

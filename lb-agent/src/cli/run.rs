@@ -6,6 +6,7 @@ use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
+use glob::Pattern;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -14,6 +15,10 @@ use crate::{
     agent,
     cli::cleanup,
     config::{self, Config, GivenCapacities, PIN_PATH, Source, given::Given, watched::Watched},
+    datapath::{
+        interface::{Rule, pattern},
+        packets::{self, Way},
+    },
     source::kube::access::Access,
     vitals::server::Listen,
 };
@@ -40,6 +45,8 @@ pub struct Args {
     /// Where maps and links are pinned, on a BPF file system
     #[arg(long, value_name = "DIR", default_value = PIN_PATH)]
     pin_path: PathBuf,
+    #[command(flatten)]
+    packets: PacketArgs,
     #[command(flatten)]
     capacities: Capacities,
     #[command(flatten)]
@@ -99,6 +106,51 @@ impl SourceArgs {
                 kubeconfig,
                 api_server: self.api_server,
             }),
+        }
+    }
+}
+
+/// Which packets are looked at, and how.
+#[derive(Clone, Debug, Parser)]
+#[command(next_help_heading = "Packets that no socket hook sees")]
+struct PacketArgs {
+    /// Translate packets at this machine's interfaces; false: only what processes below the cgroup do
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set, hide_possible_values = true)]
+    packet_path: bool,
+    /// Only at these interfaces, by their names or patterns as for the shell [default: all Ethernet ones
+    /// but bridges, dummies and what is below a bond]
+    #[arg(long, value_name = "PATTERN,...", value_delimiter = ',', value_parser = pattern)]
+    devices: Vec<Pattern>,
+    /// Not at these
+    #[arg(long, value_name = "PATTERN,...", value_delimiter = ',', value_parser = pattern)]
+    exclude_devices: Vec<Pattern>,
+    /// How programs get to interfaces
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    packet_attach: PacketAttach,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PacketAttach {
+    /// By links where the kernel has them (6.6)
+    Auto,
+    /// By TCX links
+    Tcx,
+    /// By filters below the qdisc clsact
+    Clsact,
+}
+
+impl PacketArgs {
+    fn settings(self) -> packets::Settings {
+        packets::Settings {
+            rule: self.packet_path.then_some(Rule {
+                only: self.devices,
+                except: self.exclude_devices,
+            }),
+            way: match self.packet_attach {
+                PacketAttach::Auto => None,
+                PacketAttach::Tcx => Some(Way::Tcx),
+                PacketAttach::Clsact => Some(Way::Clsact),
+            },
         }
     }
 }
@@ -168,6 +220,9 @@ Examples:
 
   In a pod of a cluster that has no kube-proxy:
     lb-agent run --api-server https://192.0.2.10:6443 --node \"$NODE_NAME\"
+
+  Packets at the interfaces to other machines and of Calico's pods only:
+    lb-agent run --objects DIR --devices 'eth*,cali*'
 
   Only for the processes below one cgroup, beside another instance:
     lb-agent run --objects DIR --node a --cgroup /sys/fs/cgroup/a --pin-path /sys/fs/bpf/a
@@ -303,6 +358,7 @@ fn settle(args: Args, flags: Given, file: Option<(Given, Watched)>) -> Result<Co
         listen,
         bind_hard_fail,
         sync_period: health.sync_period.unwrap_or_else(|| given.sync_period()),
+        packets: args.packets.settings(),
         external_ips: given.external_ips(),
         source: args.source.source(kubeconfig),
         given,

@@ -19,7 +19,9 @@ use crate::{
     datapath::{
         BpfMaps, Pins,
         attach::{Attached, PROGRAMS, attached},
-        cgroup, process,
+        cgroup,
+        packets::{AttachedInterface, attached_interfaces},
+        process,
         store::MapStore,
     },
     tables::{
@@ -104,9 +106,22 @@ struct Status {
     /// What they are attached to, if it can be seen from here.
     cgroup: Option<PathBuf>,
     cgroup_id: Option<u64>,
+    /// Where packets are looked at.
+    interfaces: Vec<Interface>,
     pin_path: PathBuf,
     /// The node's own, one of each family, as its Node object says.
     addresses: Vec<IpAddr>,
+}
+
+/// An interface with programs of ours.
+#[derive(Clone, Debug, Serialize)]
+struct Interface {
+    index: u32,
+    /// `null`: it is not in this network namespace.
+    name: Option<String>,
+    /// How the programs got there: tcx or clsact.
+    attached_by: &'static str,
+    programs: Vec<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -186,6 +201,7 @@ impl Status {
             programs: attached.iter().map(|link| link.program).collect(),
             cgroup: cgroup_id.and_then(cgroup::find),
             cgroup_id,
+            interfaces: interfaces(pins)?,
             pin_path: pins.root().to_owned(),
             addresses: addresses(&cell),
         })
@@ -214,6 +230,16 @@ fn addresses(cell: &Cell) -> Vec<IpAddr> {
         .iter()
         .filter(|addr| **addr != Addr::zeroed());
     given.map(|addr| (*addr).into()).collect()
+}
+
+fn interfaces(pins: &Pins) -> Result<Vec<Interface>> {
+    let show = |found: AttachedInterface| Interface {
+        index: found.index,
+        name: found.name,
+        attached_by: found.way.name(),
+        programs: found.sides.iter().map(|side| side.program()).collect(),
+    };
+    Ok(attached_interfaces(pins)?.into_iter().map(show).collect())
 }
 
 fn some_text(text: &str) -> Option<String> {

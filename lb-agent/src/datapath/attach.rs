@@ -14,6 +14,7 @@ use aya::programs::{CgroupAttachMode, Program, ProgramError, links::FdLink};
 use crate::datapath::{
     cgroup::Cgroup,
     load::Object,
+    packets,
     pins::{Pins, entries, remove_if_there},
     sys::{CgroupLinkInfo, link_info, open_pin, update_link},
 };
@@ -49,8 +50,14 @@ pub fn attach(object: &mut Object, cgroup: &Cgroup, pins: &Pins) -> Result<()> {
     let ours = PROGRAMS.map(|name| pins.link(name));
     let others = entries(&links)?.into_iter();
     others
-        .filter(|link| !ours.contains(link))
+        .filter(|link| !ours.contains(link) && !is_interfaces(link))
         .try_for_each(|link| remove_if_there(&link))
+}
+
+/// Those are looked after by `packets`.
+fn is_interfaces(link: &Path) -> bool {
+    let name = link.file_name().and_then(|name| name.to_str());
+    name.is_some_and(packets::is_link)
 }
 
 fn attach_one(object: &mut Object, name: &str, cgroup: &Cgroup, pins: &Pins) -> Result<()> {

@@ -18,7 +18,7 @@ pub const NEEDED: [(CapabilitySet, &str, &str); 3] = [
     (
         CapabilitySet::NET_ADMIN,
         "CAP_NET_ADMIN",
-        "attaches programs to a cgroup",
+        "attaches programs to a cgroup and to interfaces",
     ),
     (
         CapabilitySet::PERFMON,

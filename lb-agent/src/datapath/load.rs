@@ -32,6 +32,7 @@ use crate::{
         attach::{self, PROGRAMS},
         capability,
         maps::BpfMaps,
+        packets::Side,
         pins::MapSet,
     },
     tables::set::Capacities,
@@ -140,7 +141,7 @@ impl Object {
         Ok(data)
     }
 
-    /// Loads every program. What the kernel refuses is refused before anything is attached.
+    /// Loads every program of sockets. What the kernel refuses is refused before anything is attached.
     ///
     /// # Errors
     ///
@@ -149,6 +150,19 @@ impl Object {
         PROGRAMS
             .iter()
             .try_for_each(|name| self.program(name).map(drop))
+    }
+
+    /// Loads every program of packets.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses one.
+    pub fn load_packet_programs(&mut self) -> Result<()> {
+        let load = |side: Side| self.packet_program(side.program()).map(drop);
+        Side::BOTH
+            .into_iter()
+            .try_for_each(load)
+            .context("--packet-path=false does without")
     }
 
     /// A program that runs on packets, loaded, with those that it calls.

@@ -6,8 +6,9 @@
 //!    the old set: the same map in both. What sockets remember is shared whenever its layout allows;
 //! 2. *publish*: the set gets its folder, all maps at once, with a number above every other. From here on,
 //!    whoever starts goes on with this set, if it has that layout, or makes yet another above it;
-//! 3. *move*: each link runs the new programs, one after the other, by an update in place: no call meets
-//!    two programs or none. Those that show addresses come before those that change them;
+//! 3. *move*: each link, at the cgroup and then at each interface, runs the new programs, one after the
+//!    other, by an update in place: no call and no packet meets two programs or none. Those that show
+//!    addresses come before those that change them;
 //! 4. *drop*: links that this version does not have; what was counted in the old set is added to the new
 //!    one, as a connection may have begun on the one and ended on the other; then the old set. Its maps live in the kernel until
 //!    the last program that runs on them has ended.
@@ -27,6 +28,8 @@ use crate::{
         grace::Grace,
         load::{self, Object},
         maps::BpfMaps,
+        netlink::Change,
+        packets::Packets,
         pins::{MapSet, Pins},
     },
     tables::set::Capacities,
@@ -38,8 +41,9 @@ pub struct Datapath {
     pins: Pins,
     set: MapSet,
     origin: Origin,
-    /// Until it is attached.
+    /// Until it is attached, and from then on for the interfaces that are still to come.
     object: Option<Object>,
+    attached: bool,
 }
 
 /// Where the maps come from.
@@ -99,6 +103,7 @@ impl Datapath {
             set,
             origin,
             object: Some(object),
+            attached: false,
         };
         Ok((datapath, maps))
     }
@@ -125,6 +130,7 @@ impl Datapath {
             set,
             origin: Origin::Smaller(self.set.clone()),
             object: Some(object),
+            attached: false,
         };
         Ok((next, larger))
     }
@@ -147,20 +153,46 @@ impl Datapath {
     /// # Errors
     ///
     /// The kernel refuses.
-    pub fn attach(&mut self, cgroup: &Cgroup) -> Result<()> {
-        let Some(object) = &mut self.object else {
+    pub fn attach(&mut self, cgroup: &Cgroup, packets: &mut Packets) -> Result<()> {
+        let Some(object) = self.object.as_mut().filter(|_| !self.attached) else {
             return Ok(());
         };
         object.load_programs()?;
+        if packets.are_on() {
+            object.load_packet_programs()?;
+        }
         if self.origin != Origin::Adopted {
             self.pins
                 .publish(&self.set, |folder| object.pin_maps(folder))?;
         }
         attach::attach(object, cgroup, &self.pins)?;
+        packets.move_to(object);
         self.take_figures_over()?;
         self.pins.keep_only(&self.set)?;
-        self.object = None;
+        self.attached = true;
+        if !packets.are_on() {
+            self.object = None;
+        }
         Ok(())
+    }
+
+    /// Interfaces came or went.
+    pub fn follow(&mut self, packets: &mut Packets, change: &Change) {
+        if let Some(object) = self.attached_object(packets) {
+            packets.follow(object, change);
+        }
+    }
+
+    /// Looks whether every interface still runs its programs, and tries again where one could not.
+    pub fn verify(&mut self, packets: &mut Packets) {
+        if let Some(object) = self.attached_object(packets) {
+            packets.verify(object);
+        }
+    }
+
+    fn attached_object(&mut self, packets: &Packets) -> Option<&mut Object> {
+        let is_attached = self.attached && packets.are_on();
+        self.object.as_mut().filter(|_| is_attached)
     }
 
     /// Adds what was counted in the sets before this one, for every cell that is the same use of the same

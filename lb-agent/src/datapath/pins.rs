@@ -2,6 +2,9 @@
 //!
 //! ```text
 //! <pin-path>/links/<program>       one link for each program, whichever version's it runs
+//! <pin-path>/links/<program>-<N>   the same for each interface, by its number
+//! <pin-path>/filters/<program>-<N> before TCX: the program of our filter on that interface
+//! <pin-path>/filters/clsact-<N>    its qdisc is ours too
 //! <pin-path>/v1/<MAP>              the first set of maps, in layout 1
 //! <pin-path>/v2-1/<MAP>            the next one, in layout 2: the highest number serves, or is about to
 //! <pin-path>/building-v2-2/<MAP>   a set whose maker was killed; nobody looks at it
@@ -123,10 +126,18 @@ impl Pins {
         self.links().join(format!("{program}-next"))
     }
 
+    /// Where programs are pinned whose filters are ours: a filter cannot be pinned itself.
+    #[must_use]
+    pub fn filters(&self) -> PathBuf {
+        self.root.join("filters")
+    }
+
     /// Whether there is anything of ours.
     #[must_use]
     pub fn exist(&self) -> bool {
-        self.links().exists() || self.sets().map_or(true, |sets| !sets.is_empty())
+        self.links().exists()
+            || self.filters().exists()
+            || self.sets().map_or(true, |sets| !sets.is_empty())
     }
 
     /// Whether programs of an earlier start serve from here.
@@ -219,12 +230,14 @@ impl Pins {
 
     /// Removes every pin of every version, and the folder above them unless somebody else put something
     /// there. Links go first, so that no program meets a map that is gone. Returns what was removed.
+    /// (Filters are no pins; whoever removes them does so before.)
     ///
     /// # Errors
     ///
     /// A file is not ours to remove.
     pub fn remove_all(&self) -> Result<Vec<PathBuf>> {
         let mut removed = remove_with_content(&self.links())?;
+        removed.extend(remove_with_content(&self.filters())?);
         for set in self.sets()? {
             removed.extend(remove_with_content(&set.folder())?);
         }

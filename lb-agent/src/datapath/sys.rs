@@ -69,6 +69,7 @@ impl Drop for Mapping {
 const BPF_MAP_CREATE: u32 = 0;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_PROG_QUERY: u32 = 16;
 const BPF_LINK_UPDATE: u32 = 29;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -108,8 +109,31 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// What the kernel says of a TCX link: another start of `struct bpf_link_info`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct TcxLinkInfo {
+    pub(super) link_type: u32,
+    pub(super) id: u32,
+    pub(super) program_id: u32,
+    pad: u32,
+    /// The interface's number in its network namespace; 0: the interface was removed.
+    pub(super) index: u32,
+    pub(super) attach_type: u32,
+    pad_end: u64,
+}
+
 /// Describes a cgroup link.
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
+    info(link)
+}
+
+/// Describes a TCX link.
+pub(super) fn tcx_link_info(link: BorrowedFd<'_>) -> io::Result<TcxLinkInfo> {
+    info(link)
+}
+
+fn info<T: Pod>(link: BorrowedFd<'_>) -> io::Result<T> {
     #[derive(Clone, Copy, Pod, Zeroable)]
     #[repr(C)]
     struct Attr {
@@ -118,17 +142,55 @@ pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<CgroupLinkInfo> {
         info: u64,
     }
     const INFO_LEN: u32 = 32;
-    const { assert!(size_of::<CgroupLinkInfo>() == INFO_LEN as usize) }
+    const { assert!(size_of::<T>() == INFO_LEN as usize) }
 
-    let mut info = CgroupLinkInfo::zeroed();
+    let mut info = T::zeroed();
     let mut attr = Attr {
         bpf_fd: number(link),
         info_len: INFO_LEN,
         info: (&raw mut info).expose_provenance() as u64,
     };
-    // SAFETY: `info` is live, `info_len` bytes long, and any bytes are a CgroupLinkInfo.
+    // SAFETY: `info` is live, `info_len` bytes long, and any bytes are a T.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(info)
+}
+
+/// The ids of the TCX links at an interface of this network namespace, in the order in which they run.
+/// `InvalidInput`: this kernel has no TCX.
+pub(super) fn tcx_links(index: u32, attach_type: u32) -> io::Result<Vec<u32>> {
+    /// `BPF_MPROG_MAX`.
+    const MAX: u32 = 64;
+    #[derive(Clone, Copy, Pod, Zeroable)]
+    #[repr(C)]
+    struct Attr {
+        target_ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        count: u32,
+        pad: u32,
+        prog_attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
+    }
+    let (mut programs, mut links) = ([0_u32; MAX as usize], [0_u32; MAX as usize]);
+    let mut attr = Attr {
+        target_ifindex: index,
+        attach_type,
+        prog_ids: programs.as_mut_ptr().expose_provenance() as u64,
+        count: MAX,
+        link_ids: links.as_mut_ptr().expose_provenance() as u64,
+        ..Attr::zeroed()
+    };
+    // SAFETY: both arrays are live and hold `count` numbers.
+    match unsafe { bpf(BPF_PROG_QUERY, &mut attr) } {
+        Ok(_) => Ok(links[..attr.count.min(MAX) as usize].to_vec()),
+        // Some kernels say so where nothing was ever attached.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes a link run another program, with no call in between that meets none.

@@ -17,7 +17,7 @@ use super::{
     scrape::{self, float},
 };
 use crate::{
-    datapath::{Pins, store::MapStore},
+    datapath::{Pins, packets::Packets, store::MapStore},
     model::{endpoint::Moment, name::Family, object::Kind, service_port::Traffic},
     source::{Batch, kube::watches::Watches},
     sync::{Engine, SyncReport},
@@ -53,6 +53,8 @@ pub mod names {
     pub const MAP_ENTRIES: &str = "nearhop_map_entries";
     pub const MAP_CAPACITY: &str = "nearhop_map_capacity";
     pub const MAP_MOVES: &str = "nearhop_map_moves_total";
+    pub const INTERFACES: &str = "nearhop_attached_interfaces";
+    pub const INTERFACE_FAILURES: &str = "nearhop_interface_attach_failures_total";
     pub const WATCH_ANSWERING: &str = "nearhop_watch_answering";
     pub const WATCH_HEARD: &str = "nearhop_watch_last_object_timestamp_seconds";
     pub const WATCH_LISTS: &str = "nearhop_watch_lists_total";
@@ -91,6 +93,8 @@ pub struct Metrics {
     map_entries: GaugeVec,
     map_capacity: GaugeVec,
     map_moves: CounterVec,
+    interfaces: Gauge,
+    interface_failures: Counter,
     watches: Arc<OnceLock<Arc<Watches>>>,
 }
 
@@ -184,6 +188,14 @@ impl Metrics {
                 "How often links moved to other maps, since the agent's start",
                 &["cause"],
             ),
+            interfaces: make.gauge(
+                names::INTERFACES,
+                "Interfaces at which the packet programs run",
+            ),
+            interface_failures: make.counter(
+                names::INTERFACE_FAILURES,
+                "How often the packet programs could not be attached to an interface",
+            ),
             watches,
             registry,
         }
@@ -225,6 +237,13 @@ impl Metrics {
             let moves = self.map_moves.with_label_values(&[cause]);
             moves.inc_by(float(count.into()) - moves.get());
         }
+    }
+
+    /// So many interfaces run the packet programs, and so often one could not.
+    pub fn attached(&self, packets: &Packets) {
+        self.interfaces.set(float(packets.attached() as u64));
+        let failures = &self.interface_failures;
+        failures.inc_by(float(packets.failures()) - failures.get());
     }
 
     /// What was queued was tried to be programmed.

@@ -33,6 +33,7 @@ pub(super) fn write(status: &Status, out: &mut impl Write) -> io::Result<()> {
     agent(status, out)?;
     hints(status, out)?;
     kernel(status, out)?;
+    interfaces(status, out)?;
     maps(status, out)?;
     counters(status, out)
 }
@@ -70,7 +71,7 @@ fn agent(status: &Status, out: &mut impl Write) -> io::Result<()> {
     match &status.problem {
         Some(problem) => writeln!(
             out,
-            "{BAD}problems{BAD:#}    {} with what the source says, {} without room; first: {problem}",
+            "{BAD}problems{BAD:#}    {} to look at, {} without room; first: {problem}",
             status.problems, status.full
         ),
         None => writeln!(out, "problems    none"),
@@ -116,6 +117,28 @@ fn kernel(status: &Status, out: &mut impl Write) -> io::Result<()> {
         "{BAD}unfinished{BAD:#}  {} is left of a growth or upgrade; the next start of the agent removes it",
         status.unfinished.join(" ")
     )
+}
+
+/// Where packets are looked at.
+fn interfaces(status: &Status, out: &mut impl Write) -> io::Result<()> {
+    if status.interfaces.is_empty() {
+        return writeln!(out, "interfaces  none; packets go by untranslated");
+    }
+    writeln!(
+        out,
+        "\n{:<16}{:>10}  {:<8}programs",
+        "interface", "number", "by"
+    )?;
+    for interface in &status.interfaces {
+        let name = interface.name.as_deref().unwrap_or("not here");
+        let programs = match interface.programs.as_slice() {
+            [] => "none".to_owned(),
+            programs => programs.join(" "),
+        };
+        let (index, by) = (interface.index, interface.attached_by);
+        writeln!(out, "{name:<16}{index:>10}  {by:<8}{programs}")?;
+    }
+    Ok(())
 }
 
 fn maps(status: &Status, out: &mut impl Write) -> io::Result<()> {
