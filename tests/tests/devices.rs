@@ -277,7 +277,9 @@ impl Bed {
     }
 
     fn start(&self, flags: &[&str]) -> Arc<Agent> {
-        self.node.agent_with(&self.objects, flags)
+        let says = flags.iter().any(|flag| flag.starts_with("--packet-path"));
+        let on: &[&str] = if says { &[] } else { &["--packet-path"] };
+        self.node.agent_with(&self.objects, &[on, flags].concat())
     }
 
     fn netns(&self) -> &Netns {

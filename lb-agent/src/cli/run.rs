@@ -114,8 +114,9 @@ impl SourceArgs {
 #[derive(Clone, Debug, Parser)]
 #[command(next_help_heading = "Packets that no socket hook sees")]
 struct PacketArgs {
-    /// Translate packets at this machine's interfaces; false: only what processes below the cgroup do
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "true", action = clap::ArgAction::Set, hide_possible_values = true)]
+    /// Translate packets at this machine's interfaces, too, and not only what processes below the cgroup
+    /// ask for
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set, hide_possible_values = true)]
     packet_path: bool,
     /// Only at these interfaces, by their names or patterns as for the shell [default: all Ethernet ones
     /// but bridges, dummies and what is below a bond]
