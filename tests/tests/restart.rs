@@ -127,8 +127,7 @@ fn a_restart_replaces_programs_in_place() {
 
     let _agent = scene.node.agent(&scene.objects);
 
-    // Ten at the cgroup, two at the host's interface.
-    assert_eq!(links.len(), 12, "{links:?}");
+    assert_eq!(links.len(), 10, "{links:?}");
     assert_eq!(link_ids(&scene), links);
 }
 
