@@ -7,6 +7,7 @@
 //! ```
 
 mod growth;
+mod local;
 
 use std::{
     sync::Arc,
@@ -30,12 +31,12 @@ use tracing::{debug, info, warn};
 
 use crate::{
     agent::growth::Growth,
-    config::{Config, Source, watched::Watch},
+    config::{self, Config, Source, watched::Watch},
     datapath::{
         BpfMaps, Datapath, Pins, capability,
         cgroup::Cgroup,
         migrate::Origin,
-        netlink::{Change, Follower},
+        netlink::{Change, Follower, Machine},
         packets::Packets,
         store::StoreError,
     },
@@ -109,6 +110,8 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
         growth,
         history: History::new(started),
         vitals,
+        local: config.local.clone(),
+        local_problem: None,
         problems_of_sync: Vec::new(),
         problems: Vec::new(),
         node_warned: false,
@@ -288,6 +291,8 @@ struct Agent {
     takeovers: u32,
     history: History,
     vitals: Arc<Vitals>,
+    local: config::Local,
+    local_problem: Option<String>,
     problems_of_sync: Vec<String>,
     /// As last logged.
     problems: Vec<String>,
@@ -312,11 +317,13 @@ impl Agent {
                     continue;
                 }
                 Event::Look => {
+                    self.write_local();
                     self.datapath.verify(&mut self.packets);
                     self.show_packets()?;
                     continue;
                 }
                 Event::Interfaces(change) => {
+                    self.write_local();
                     self.datapath.follow(&mut self.packets, &change);
                     self.show_packets()?;
                     continue;
@@ -372,6 +379,7 @@ impl Agent {
         if let Err(error) = self.engine.sync(report) {
             return Ok(Err(error));
         }
+        self.write_local();
         self.datapath.attach(&self.cgroup, &mut self.packets)?;
         let Some(capacities) = self.outgrown(report) else {
             return Ok(Ok(()));
@@ -384,6 +392,20 @@ impl Agent {
             }
         }
         Ok(self.engine.sync(report))
+    }
+
+    /// Says what the packet programs must know of this node, before they are attached and whenever it may
+    /// have changed. A failure is told, and tried again.
+    fn write_local(&mut self) {
+        if !self.packets.are_on() {
+            return;
+        }
+        let node = self.engine.wanted().model().own_node();
+        let tables = Machine::read().map(|machine| local::tables(&self.local, node, &machine));
+        let written = tables.and_then(|tables| self.engine.store_mut().write_local(&tables));
+        let problem =
+            |error| format!("what packets must know of this node: {error:#}; trying again");
+        self.local_problem = written.err().map(problem);
     }
 
     /// The capacities that the maps should have instead.
@@ -443,6 +465,7 @@ impl Agent {
     fn log_problems(&mut self) {
         self.warn_of_unknown_node();
         let mut problems = self.packets.problems();
+        problems.extend(self.local_problem.clone());
         problems.extend_from_slice(&self.problems_of_sync);
         if problems != self.problems {
             warn_of_problems(&problems);
@@ -526,7 +549,8 @@ impl Agent {
     /// With what the source says, and with interfaces.
     fn count_of_problems(&self) -> u32 {
         let of_source = self.engine.wanted().problems().len();
-        count(of_source + self.packets.problems().len())
+        let of_node = usize::from(self.local_problem.is_some());
+        count(of_source + self.packets.problems().len() + of_node)
     }
 
     fn first_problem<const N: usize>(&self) -> Text<N> {

@@ -7,7 +7,7 @@ pub mod endpoint_slice;
 pub mod node;
 pub mod service;
 pub mod service_cidr;
-mod value;
+pub(crate) mod value;
 
 use std::fmt;
 

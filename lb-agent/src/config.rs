@@ -21,6 +21,7 @@ use crate::{
         interface::Rule,
         packets::{self, Way},
     },
+    model::service::Cidr,
     source::kube::access::Access,
     tables::set::Capacities,
     vitals::server::Listen,
@@ -47,6 +48,8 @@ pub struct Config {
     pub sync_period: Duration,
     /// At which interfaces packets are looked at, and how.
     pub packets: packets::Settings,
+    /// Which clients are hidden behind this node.
+    pub local: Local,
     /// Whether `spec.externalIPs` are served.
     pub external_ips: bool,
     /// kube-proxy's settings, followed or not.
@@ -95,6 +98,27 @@ impl Config {
             },
         })
     }
+}
+
+/// Which clients of a ClusterIP are hidden behind this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// All.
+    pub masquerade_all: bool,
+    pub detect: Detect,
+}
+
+/// How pods are told from others, who are hidden: kube-proxy's modes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detect {
+    /// Pods have addresses of these ranges; none: nobody is told from pods.
+    Ranges(Vec<Cidr>),
+    /// The ranges are those of the Node.
+    NodeRanges,
+    /// Pods' packets come in by ports of this bridge.
+    Bridge(String),
+    /// Pods' interfaces have names that begin so.
+    Prefix(String),
 }
 
 /// What the kernel calls this host.

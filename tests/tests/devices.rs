@@ -6,6 +6,8 @@
 use std::{collections::BTreeMap, fs, path::Path, process::Command, sync::Arc};
 
 use aya::programs::{SchedClassifier, TcAttachType};
+use lb_agent::datapath::{BpfMaps, Pins, maps::LocalTables};
+use lb_common::flow::Node as Cell;
 use lb_tests::{
     Agent, Lab, Node, Objects, agent,
     netns::Netns,
@@ -13,7 +15,7 @@ use lb_tests::{
     scene::{NODE, ZONE},
     wait,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Both ways that this kernel has.
 const WAYS: [&str; 2] = ["tcx", "clsact"];
@@ -260,6 +262,58 @@ fn a_program_that_somebody_detached_is_attached_again() {
     wait::until("both programs at eth0", wait::PATIENCE, whole).unwrap();
 }
 
+#[test]
+fn what_packets_must_know_of_the_node_follows_the_node_and_its_addresses() {
+    let bed = Bed::new();
+    let _agent = bed.start(&["--detect-local-mode=NodeCIDR", "--masquerade-all"]);
+    let host = bed.node.host();
+    let at_first = bed.local(|local| local.node.flags == Cell::MASQUERADE_ALL);
+    assert_eq!(at_first.node.v4.to_string(), host.addr().to_string());
+    assert_eq!(at_first.node.v6.to_string(), host.addr6().to_string());
+
+    let mut object = objects::node(NODE, ZONE);
+    object["spec"] = json!({"podCIDRs": ["10.1.0.0/24"]});
+    object["status"] = json!({"addresses": [{"type": "InternalIP", "address": "10.9.9.9"}]});
+    bed.objects.apply(object);
+    let flags = Cell::MASQUERADE_ALL | Cell::DETECT_RANGE;
+    let known = bed.local(|local| local.node.flags == flags);
+    assert_eq!(known.pod_cidrs[0].addr.to_string(), "10.1.0.0");
+    assert_eq!(
+        known.node.v4, at_first.node.v4,
+        "the machine has no such address"
+    );
+
+    bed.ip("addr add 10.9.9.9/32 dev eth0");
+    bed.local(|local| local.node.v4.to_string() == "10.9.9.9");
+    bed.ip("addr del 10.9.9.9/32 dev eth0");
+    bed.local(|local| local.node.v4 == at_first.node.v4);
+}
+
+#[test]
+fn pods_interfaces_are_marked_as_they_come_and_go() {
+    let prefix = Bed::new();
+    let _agent = prefix.start(&[
+        "--detect-local-mode=InterfaceNamePrefix",
+        "--pod-interface-name-prefix=pod",
+    ]);
+    prefix.veth("pod1");
+    prefix.local(|local| local.pods.len() == 2 && local.node.flags == Cell::DETECT_INTERFACE);
+    prefix.ip("link del pod1");
+    prefix.local(|local| local.pods.is_empty());
+
+    let bridge = Bed::new();
+    let _agent = bridge.start(&[
+        "--detect-local-mode=BridgeInterface",
+        "--pod-bridge-interface=br0",
+    ]);
+    bridge.ip("link add br0 type bridge");
+    bridge.veth("port0");
+    bridge.ip("link set port0 master br0");
+    bridge.local(|local| local.pods.len() == 1);
+    bridge.ip("link set port0 nomaster");
+    bridge.local(|local| local.pods.is_empty());
+}
+
 /// A node whose host has an interface `eth0`.
 struct Bed {
     objects: Objects,
@@ -307,6 +361,19 @@ impl Bed {
         let words = ["filter", "add", "dev", "eth0", side];
         let rest: Vec<_> = rest.split_ascii_whitespace().collect();
         tc(&self.node, &[&words[..], &rest, &bytecode].concat());
+    }
+
+    /// What is said of the node in the maps, once it is as expected.
+    fn local(&self, expected: impl Fn(&LocalTables) -> bool) -> LocalTables {
+        let seen = || {
+            let maps = BpfMaps::open_pinned(&Pins::new(self.node.pin_path()));
+            match maps.and_then(|maps| maps.local()) {
+                Ok(local) if expected(&local) => Ok(local),
+                Ok(local) => Err(format!("{:?} {:?}", local.node, local.pods)),
+                Err(error) => Err(format!("{error:#}")),
+            }
+        };
+        wait::until("the maps to say it", wait::PATIENCE, seen).unwrap()
     }
 
     /// Waits until the agent says that it has attached to these interfaces, and no others.

@@ -1,4 +1,4 @@
-//! Node → model: the zone label, the node's addresses, and whether it is about to go.
+//! Node → model: the zone label, addresses of the node and of its pods, and whether it is about to go.
 
 use std::collections::BTreeMap;
 
@@ -27,11 +27,19 @@ pub fn convert(node: &core::Node) -> Result<Converted, Rejected> {
     let zone =
         zone.and_then(|zone| salvage.keep(ZONE, fits("the label", zone, LABEL_MAX).map(|()| zone)));
     let addresses = addresses(node, &mut salvage);
+    let ranges = node
+        .spec
+        .iter()
+        .flat_map(|spec| spec.pod_cidrs.iter().flatten());
+    let pod_cidrs = ranges
+        .filter_map(|text| salvage.keep("an entry of spec.podCIDRs", value::cidr(text)))
+        .collect();
     let object = Object::Node(Node {
         addresses,
         name: salvage.object.name.clone(),
         zone: zone.map(str::to_owned),
         leaving: is_leaving(node),
+        pod_cidrs,
     });
     Ok(salvage.into_converted(Some(object)))
 }

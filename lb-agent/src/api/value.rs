@@ -37,7 +37,7 @@ fn decimal(text: &str) -> Option<u8> {
 }
 
 /// A range of addresses; white space around it is forgiven, as in kube-proxy.
-pub(super) fn cidr(text: &str) -> Result<Cidr, String> {
+pub(crate) fn cidr(text: &str) -> Result<Cidr, String> {
     let bad = || format!("{text:?} is not a range such as 10.0.0.0/8 or fd00::/64");
     let (start, len) = text.trim().split_once('/').ok_or_else(bad)?;
     let start = addr(start).map_err(|_| bad())?;

@@ -360,6 +360,7 @@ fn settle(args: Args, flags: Given, file: Option<(Given, Watched)>) -> Result<Co
         bind_hard_fail,
         sync_period: health.sync_period.unwrap_or_else(|| given.sync_period()),
         packets: args.packets.settings(),
+        local: given.local()?,
         external_ips: given.external_ips(),
         source: args.source.source(kubeconfig),
         given,

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::{Context, anyhow, ensure};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
@@ -17,9 +18,10 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::{
-    METRICS_PORT, SYNC_PERIOD, duration,
+    Detect, Local, METRICS_PORT, SYNC_PERIOD, duration,
     settings::{Kind, Meaning, SETTINGS, Setting, of_field},
 };
+use crate::{api::value, model::service::Cidr};
 
 pub const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub const KIND: &str = "KubeProxyConfiguration";
@@ -44,7 +46,13 @@ healthzBindAddress: 0.0.0.0:10256
 metricsBindAddress: 127.0.0.1:10249
 featureGates:
   AllowServiceExternalIPs: true
+clusterCIDR: \"\"
+detectLocalMode: ClusterCIDR
+detectLocal:
+  bridgeInterface: \"\"
+  interfaceNamePrefix: \"\"
 iptables:
+  masqueradeAll: false
   syncPeriod: 30s
 logging:
   format: text
@@ -242,6 +250,45 @@ impl Given {
         gates
             .find(|(gate, _)| *gate == EXTERNAL_IPS)
             .is_none_or(|(_, on)| on)
+    }
+
+    /// Which clients are hidden behind this node.
+    ///
+    /// # Errors
+    ///
+    /// A value is none of kube-proxy's, or one is missing that the mode needs.
+    pub fn local(&self) -> anyhow::Result<Local> {
+        let mode = self.text("detectLocalMode").unwrap_or_default();
+        let name = |field: &str| {
+            let name = self.text(field).unwrap_or_default();
+            ensure!(!name.is_empty(), "{field} must be set in this mode");
+            Ok(name.to_owned())
+        };
+        let detect = match mode {
+            "" | "ClusterCIDR" => self.cluster_cidrs().map(Detect::Ranges),
+            "NodeCIDR" => Ok(Detect::NodeRanges),
+            "BridgeInterface" => name("detectLocal.bridgeInterface").map(Detect::Bridge),
+            "InterfaceNamePrefix" => name("detectLocal.interfaceNamePrefix").map(Detect::Prefix),
+            other => Err(anyhow!(
+                "{other:?} is no mode; write ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix"
+            )),
+        };
+        Ok(Local {
+            masquerade_all: ["iptables.masqueradeAll", "nftables.masqueradeAll"]
+                .iter()
+                .any(|field| self.flag(field)),
+            detect: detect.with_context(|| self.place("detectLocalMode"))?,
+        })
+    }
+
+    fn cluster_cidrs(&self) -> anyhow::Result<Vec<Cidr>> {
+        let texts = self.text("clusterCIDR").unwrap_or_default().split(',');
+        let texts = texts.map(str::trim).filter(|text| !text.is_empty());
+        let cidr = |text| {
+            let cidr = value::cidr(text).map_err(|why| anyhow!("{why}"));
+            cidr.with_context(|| self.place("clusterCIDR"))
+        };
+        texts.map(cidr).collect()
     }
 
     /// What to log, if a verbosity says more than the default.
@@ -495,12 +542,12 @@ mod tests {
         assert_eq!(given.default_address(METRICS_PORT), "127.0.0.1:10249");
         assert_eq!(given.log_level(), None);
         assert!(given.external_ips());
+        assert_eq!(given.meaningless(), Vec::<String>::new());
+        let ranges = given.local().unwrap();
+        assert!(!ranges.masquerade_all);
         assert_eq!(
-            given.meaningless(),
-            [
-                "config.conf:11: clusterCIDR has no meaning here: nothing is masqueraded, so local pods need \
-              not be told from others"
-            ]
+            ranges.detect,
+            Detect::Ranges(vec![value::cidr("10.244.0.0/16").unwrap()])
         );
     }
 
@@ -643,6 +690,42 @@ mod tests {
     }
 
     #[test]
+    fn pods_are_told_from_others_as_the_mode_says() {
+        let of = |flags: &[(&str, &str)]| {
+            let setting = |name: &str| SETTINGS.iter().find(|setting| setting.flag == name);
+            let flags = flags
+                .iter()
+                .map(|(name, text)| (setting(name).unwrap(), *text));
+            let local = Given::of_flags(flags).unwrap().local();
+            local
+                .map(|local| local.detect)
+                .map_err(|error| format!("{error:#}"))
+        };
+        let ranges = ["10.244.0.0/16", "fd00::/48"].map(|text| value::cidr(text).unwrap());
+
+        assert_eq!(of(&[]), Ok(Detect::Ranges(Vec::new())));
+        let both = of(&[("cluster-cidr", "10.244.0.0/16, fd00::/48")]);
+        assert_eq!(both, Ok(Detect::Ranges(ranges.to_vec())));
+        assert_eq!(
+            of(&[("detect-local-mode", "NodeCIDR")]),
+            Ok(Detect::NodeRanges)
+        );
+        let prefix = [
+            ("detect-local-mode", "InterfaceNamePrefix"),
+            ("pod-interface-name-prefix", "cali"),
+        ];
+        assert_eq!(of(&prefix), Ok(Detect::Prefix("cali".to_owned())));
+        for (flags, word) in [
+            (("detect-local-mode", "BridgeInterface"), "bridgeInterface"),
+            (("detect-local-mode", "Cluster"), "InterfaceNamePrefix"),
+            (("cluster-cidr", "10.0.0.0"), "--cluster-cidr"),
+        ] {
+            let error = of(&[flags]).unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
     fn flags_are_read_as_go_writes_them() {
         let flag = |name: &str| {
             SETTINGS
@@ -658,11 +741,19 @@ mod tests {
         assert_eq!(gates.gates().count(), 2);
         let period = of("iptables-sync-period", "5s").unwrap();
         assert_eq!(period.sync_period(), Duration::from_secs(5));
-        let all = of("masquerade-all", "true").unwrap().meaningless();
+        assert!(
+            of("masquerade-all", "true")
+                .unwrap()
+                .local()
+                .unwrap()
+                .masquerade_all
+        );
+        let bit = of("iptables-masquerade-bit", "7").unwrap().meaningless();
         assert_eq!(
-            all,
+            bit,
             [
-                "--masquerade-all has no meaning here: no packet is changed, so none is marked or masqueraded"
+                "--iptables-masquerade-bit has no meaning here: a packet is masqueraded where its backend is \
+                 chosen, so none is marked"
             ]
         );
         for (name, text) in [

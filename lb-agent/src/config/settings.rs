@@ -63,9 +63,13 @@ pub fn of_field(field: &str) -> Option<&'static Setting> {
 
 const NO_CONNTRACK: Meaning =
     Meaning::None("connections are translated at the socket, so none is tracked");
-const NO_PACKETS: Meaning = Meaning::None("no packet is changed, so none is marked or masqueraded");
-const NO_DETECTOR: Meaning =
-    Meaning::None("nothing is masqueraded, so local pods need not be told from others");
+const NO_MARKS: Meaning =
+    Meaning::None("a packet is masqueraded where its backend is chosen, so none is marked");
+const MASQUERADE_ALL: Meaning = Meaning::Honoured(
+    "all packets to ClusterIPs are masqueraded; the sections for iptables and nftables mean the same",
+);
+const NAMES_PODS: Meaning =
+    Meaning::Honoured("in the mode of that name: clients that come in there are pods");
 const NO_IPVS: Meaning = Meaning::None("IPVS is not used");
 const NO_WINDOWS: Meaning = Meaning::None("this is not Windows");
 const NO_KLOG: Meaning = Meaning::None("the log is not klog's; see --log-level and --log-format");
@@ -124,7 +128,14 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Number,
         WATCH_LIMITS,
     ),
-    row("clusterCIDR", "cluster-cidr", Kind::Text, NO_DETECTOR),
+    row(
+        "clusterCIDR",
+        "cluster-cidr",
+        Kind::Text,
+        Meaning::Honoured(
+            "clients in the first range of each family are pods; others are masqueraded, unless a family has no range",
+        ),
+    ),
     row(
         "configSyncPeriod",
         "config-sync-period",
@@ -172,19 +183,21 @@ pub const SETTINGS: &[Setting] = &[
         "detectLocal.bridgeInterface",
         "pod-bridge-interface",
         Kind::Text,
-        NO_DETECTOR,
+        NAMES_PODS,
     ),
     row(
         "detectLocal.interfaceNamePrefix",
         "pod-interface-name-prefix",
         Kind::Text,
-        NO_DETECTOR,
+        NAMES_PODS,
     ),
     row(
         "detectLocalMode",
         "detect-local-mode",
         Kind::Text,
-        NO_DETECTOR,
+        Meaning::Honoured(
+            "ClusterCIDR, NodeCIDR (podCIDRs of the Node, followed), BridgeInterface or InterfaceNamePrefix: how pods are told from others",
+        ),
     ),
     row(
         "enableProfiling",
@@ -222,13 +235,13 @@ pub const SETTINGS: &[Setting] = &[
         "iptables.masqueradeAll",
         "masquerade-all",
         Kind::Flag,
-        NO_PACKETS,
+        MASQUERADE_ALL,
     ),
     row(
         "iptables.masqueradeBit",
         "iptables-masquerade-bit",
         Kind::Number,
-        NO_PACKETS,
+        NO_MARKS,
     ),
     row(
         "iptables.minSyncPeriod",
@@ -330,8 +343,8 @@ pub const SETTINGS: &[Setting] = &[
         Kind::Text,
         Meaning::None("there is one mode"),
     ),
-    row("nftables.masqueradeAll", "", Kind::Flag, NO_PACKETS),
-    row("nftables.masqueradeBit", "", Kind::Number, NO_PACKETS),
+    row("nftables.masqueradeAll", "", Kind::Flag, MASQUERADE_ALL),
+    row("nftables.masqueradeBit", "", Kind::Number, NO_MARKS),
     row("nftables.minSyncPeriod", "", Kind::Span, AT_ONCE),
     row("nftables.syncPeriod", "", Kind::Span, SYNC_PERIOD),
     row(

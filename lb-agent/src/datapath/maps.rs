@@ -1,11 +1,15 @@
 //! The maps in the kernel: carries out operations on them and reads them back.
 
-use std::{collections::BTreeMap, io, mem::offset_of};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    mem::offset_of,
+};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use lb_common::{
-    flow::Node,
+    flow::{Node, interface},
     reason::Reason,
     tables::{
         Affinity, AffinityKey, Backend, BackendIndex, Frontend, FrontendKey, List, Membership,
@@ -31,6 +35,16 @@ use crate::{
     },
 };
 
+/// What the packet programs must know of this node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalTables {
+    pub node: Node,
+    /// Cells of `POD_CIDRS`, all of them.
+    pub pod_cidrs: Vec<ServiceCidr>,
+    /// The numbers of pods' interfaces.
+    pub pods: BTreeSet<u32>,
+}
+
 /// All maps that the agent reads or writes.
 pub struct BpfMaps {
     frontends: HashMap<MapData, Raw<FrontendKey>, Raw<Frontend>>,
@@ -46,6 +60,8 @@ pub struct BpfMaps {
     counters: PerCpuArray<MapData, u64>,
     status: Cells<Status>,
     node: Cells<Node>,
+    pod_cidrs: Cells<ServiceCidr>,
+    interfaces: HashMap<MapData, u32, u32>,
     affinity: HashMap<MapData, Raw<AffinityKey>, Raw<Affinity>>,
     /// Made for the first wait: who only reads needs none, nor the locked memory that it counts as.
     grace: Option<Grace>,
@@ -78,6 +94,9 @@ impl BpfMaps {
                 .context(names::COUNTERS)?,
             status: cells(names::STATUS, map(names::STATUS))?,
             node: cells(names::NODE, map(names::NODE))?,
+            pod_cidrs: cells(names::POD_CIDRS, map(names::POD_CIDRS))?,
+            interfaces: HashMap::try_from(aya::maps::Map::HashMap(map(names::INTERFACES)?))
+                .context(names::INTERFACES)?,
             affinity: HashMap::try_from(aya::maps::Map::HashMap(map(names::AFFINITY)?))
                 .context(names::AFFINITY)?,
             grace: None,
@@ -277,6 +296,50 @@ impl BpfMaps {
     /// The cell is not there.
     pub fn write_node(&self, node: &Node) -> io::Result<()> {
         self.node.write(0, node)
+    }
+
+    /// What is said of this node.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    pub fn local(&self) -> Result<LocalTables> {
+        let pods = self.interfaces.keys().collect::<Result<_, _>>();
+        Ok(LocalTables {
+            node: self.node.read(0).context(names::NODE)?,
+            pod_cidrs: self.pod_cidrs.read_all().context(names::POD_CIDRS)?,
+            pods: pods.context(names::INTERFACES)?,
+        })
+    }
+
+    /// Makes this all that is said of this node, and writes only what differs. Who is a pod comes before
+    /// the word that it counts.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused: there are more pods' interfaces than the map has room for.
+    pub fn write_local(&mut self, local: &LocalTables) -> Result<()> {
+        let interfaces = self.interfaces.keys().collect::<Result<BTreeSet<_>, _>>();
+        let have = interfaces.context(names::INTERFACES)?;
+        for index in have.difference(&local.pods) {
+            remove(&mut self.interfaces, names::INTERFACES, *index)?;
+        }
+        let guard = offset_of!(ServiceCidr, used);
+        for (at, cidr) in (0..).zip(&local.pod_cidrs) {
+            if self.pod_cidrs.read(at).context(names::POD_CIDRS)? != *cidr {
+                let written = self.pod_cidrs.write_guarded(at, cidr, guard, 0);
+                written.context(names::POD_CIDRS)?;
+            }
+        }
+        let mut done = Ok(());
+        for index in local.pods.difference(&have) {
+            let put = self.interfaces.insert(index, interface::POD, 0);
+            done = done.and(put.map_err(|error| refused(names::INTERFACES, error)));
+        }
+        if self.node.read(0).context(names::NODE)? != local.node {
+            self.write_node(&local.node).context(names::NODE)?;
+        }
+        Ok(done?)
     }
 
     /// Says something of ourselves.

@@ -6,7 +6,10 @@
     reason = "the kernel says more than is asked"
 )]
 
-use std::io;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context, Result};
 use netlink_packet_core::{
@@ -15,7 +18,9 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage},
     tc::{TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 use netlink_sys::{
@@ -35,6 +40,85 @@ pub fn interfaces() -> Result<Vec<Interface>> {
     let mut interfaces: Vec<_> = answers.into_iter().filter_map(interface).collect();
     interfaces.sort_by_key(|interface| interface.index);
     Ok(interfaces)
+}
+
+/// What of this network namespace decides how clients are hidden.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// Those by which others may reach it.
+    pub addresses: Vec<IpAddr>,
+    /// What the kernel would choose to reach others.
+    pub sources: Vec<IpAddr>,
+    pub interfaces: Vec<Interface>,
+}
+
+impl Machine {
+    /// # Errors
+    ///
+    /// The kernel did not answer, or not intelligibly.
+    pub fn read() -> Result<Self> {
+        let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let answers = ask(question, NLM_F_DUMP).context("asking for the addresses")?;
+        Ok(Self {
+            addresses: answers.into_iter().filter_map(address).collect(),
+            sources: ELSEWHERE.into_iter().filter_map(source_to).collect(),
+            interfaces: interfaces()?,
+        })
+    }
+}
+
+/// Addresses of nobody (RFC 5737 and 3849), which take the default route. Nothing is sent there.
+const ELSEWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
+
+/// A peer's address is not ours: `Local` says which is, where both are told.
+fn address(answer: RouteNetlinkMessage) -> Option<IpAddr> {
+    let RouteNetlinkMessage::NewAddress(message) = answer else {
+        return None;
+    };
+    if message.header.scope != AddressScope::Universe {
+        return None;
+    }
+    let find = |of: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(of);
+    let local = find(|attribute| match attribute {
+        AddressAttribute::Local(addr) => Some(*addr),
+        _ => None,
+    });
+    local.or_else(|| {
+        find(|attribute| match attribute {
+            AddressAttribute::Address(addr) => Some(*addr),
+            _ => None,
+        })
+    })
+}
+
+/// The address that the kernel would send from; `None`: there is no way there.
+fn source_to(addr: IpAddr) -> Option<IpAddr> {
+    let mut message = RouteMessage::default();
+    (
+        message.header.address_family,
+        message.header.destination_prefix_length,
+    ) = match addr {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    message.attributes = vec![RouteAttribute::Destination(addr.into())];
+    let answers = ask(RouteNetlinkMessage::GetRoute(message), NLM_F_ACK).ok()?;
+    answers.into_iter().find_map(|answer| {
+        let RouteNetlinkMessage::NewRoute(route) = answer else {
+            return None;
+        };
+        route
+            .attributes
+            .into_iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::PrefSource(RouteAddress::Inet(addr)) => Some(IpAddr::V4(addr)),
+                RouteAttribute::PrefSource(RouteAddress::Inet6(addr)) => Some(IpAddr::V6(addr)),
+                _ => None,
+            })
+    })
 }
 
 fn interface(answer: RouteNetlinkMessage) -> Option<Interface> {

@@ -59,6 +59,8 @@ pub struct Node {
     pub leaving: bool,
     /// Of each family the one that stands for the node: to others, and where its own clients need one.
     pub addresses: BTreeMap<Family, Addr>,
+    /// What its pods' addresses are given out from.
+    pub pod_cidrs: Vec<Cidr>,
 }
 
 /// A range from which `ClusterIPs` are given out.

@@ -213,6 +213,12 @@ impl Model {
         self.node.is_some()
     }
 
+    /// The Node object of this node, once it is known.
+    #[must_use]
+    pub fn own_node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
     /// Whether load balancers may send new traffic to this node: it is known, and not about to go.
     #[must_use]
     pub fn node_is_eligible(&self) -> bool {
