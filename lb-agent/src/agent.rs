@@ -35,6 +35,7 @@ use crate::{
     datapath::{
         BpfMaps, Datapath, Pins, capability,
         cgroup::Cgroup,
+        flows::Walk,
         migrate::Origin,
         netlink::{Change, Follower, Machine},
         packets::Packets,
@@ -110,6 +111,7 @@ async fn serve(config: &Config, pins: &Pins, cgroup: Cgroup) -> Result<()> {
         growth,
         history: History::new(started),
         vitals,
+        flow_walk: Walk::default(),
         local: config.local.clone(),
         local_problem: None,
         problems_of_sync: Vec::new(),
@@ -175,7 +177,9 @@ async fn gather(
                 vitals.heard(&batch);
                 wanted.fold(batch);
             }
-            Event::Tick | Event::Sweep | Event::Look | Event::Interfaces(_) => continue,
+            Event::Tick | Event::Sweep | Event::Look | Event::Flows | Event::Interfaces(_) => {
+                continue;
+            }
             Event::Shutdown => return Ok(false),
         }
         if wanted.is_complete() || !serving {
@@ -195,6 +199,8 @@ enum Event {
     Sweep,
     /// It is time to look whether all is as it was left.
     Look,
+    /// It is time to look at some of the flows.
+    Flows,
     /// Interfaces or addresses of this machine may have changed.
     Interfaces(Change),
     Shutdown,
@@ -207,6 +213,7 @@ struct Events {
     interfaces: Option<Follower>,
     sweeps: Interval,
     looks: Interval,
+    flows: Interval,
     terminate: Signal,
     interrupt: Signal,
 }
@@ -218,6 +225,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 /// is missed so late.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// Between two parts of the flows.
+const FLOWS_PAUSE: Duration = Duration::from_millis(50);
+
 impl Events {
     fn new(batches: mpsc::Receiver<Batch>, config: &Config) -> Result<Self> {
         let packets = config.packets.rule.is_some();
@@ -227,6 +237,7 @@ impl Events {
             interfaces: packets.then(Follower::new).transpose()?,
             sweeps: time::interval(SWEEP_EVERY),
             looks: time::interval(LOOK_EVERY),
+            flows: time::interval(LOOK_EVERY),
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
@@ -263,6 +274,7 @@ impl Events {
             change = interfaces => Ok(Event::Interfaces(change?)),
             _ = self.sweeps.tick() => Ok(Event::Sweep),
             _ = self.looks.tick() => Ok(Event::Look),
+            _ = self.flows.tick() => Ok(Event::Flows),
             _ = self.terminate.recv() => Ok(Event::Shutdown),
             _ = self.interrupt.recv() => Ok(Event::Shutdown),
         }
@@ -291,6 +303,7 @@ struct Agent {
     takeovers: u32,
     history: History,
     vitals: Arc<Vitals>,
+    flow_walk: Walk,
     local: config::Local,
     local_problem: Option<String>,
     problems_of_sync: Vec<String>,
@@ -322,6 +335,10 @@ impl Agent {
                     self.show_packets()?;
                     continue;
                 }
+                Event::Flows => {
+                    events.flows.reset_after(self.sweep_flows());
+                    continue;
+                }
                 Event::Interfaces(change) => {
                     self.write_local();
                     self.datapath.follow(&mut self.packets, &change);
@@ -334,6 +351,8 @@ impl Agent {
                 }
             }
             retry_in = self.sync()?;
+            // An endpoint may have gone.
+            events.flows.reset_immediately();
         }
     }
 
@@ -348,6 +367,19 @@ impl Agent {
             Ok(clients) => debug!(clients, "swept session affinity"),
             Err(error) => {
                 warn!("session affinity was not swept, again in {SWEEP_EVERY:?}: {error:#}")
+            }
+        }
+    }
+
+    /// A part of the flows at a time, so that nothing else waits for long. Returns when the next is due.
+    fn sweep_flows(&mut self) -> Duration {
+        let store = self.engine.store_mut();
+        match store.sweep_flows(&mut self.flow_walk) {
+            Ok(true) => LOOK_EVERY,
+            Ok(false) => FLOWS_PAUSE,
+            Err(error) => {
+                warn!("flows were not swept, again in {LOOK_EVERY:?}: {error:#}");
+                LOOK_EVERY
             }
         }
     }

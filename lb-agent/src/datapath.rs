@@ -11,6 +11,7 @@ mod cells;
 pub mod cgroup;
 mod clsact;
 pub mod fake;
+pub mod flows;
 pub mod grace;
 pub mod interface;
 pub mod load;

@@ -5,9 +5,16 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command, sync::Arc};
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{
+    maps::{Array, HashMap, Map, MapData},
+    programs::{SchedClassifier, TcAttachType},
+};
+use bytemuck::Zeroable;
 use lb_agent::datapath::{BpfMaps, Pins, maps::LocalTables};
-use lb_common::flow::Node as Cell;
+use lb_common::{
+    addr::{Port, Proto},
+    flow::{End, FlowKey, Half, Hook, Node as Cell, seen},
+};
 use lb_tests::{
     Agent, Lab, Node, Objects, agent,
     netns::Netns,
@@ -312,6 +319,103 @@ fn pods_interfaces_are_marked_as_they_come_and_go() {
     bridge.local(|local| local.pods.len() == 1);
     bridge.ip("link set port0 nomaster");
     bridge.local(|local| local.pods.is_empty());
+}
+
+#[test]
+fn flows_end_by_time_with_all_their_halves_and_no_others_do() {
+    let bed = Bed::new();
+    let _agent = bed.start(&[]);
+    let set = Pins::new(bed.node.pin_path()).sets().unwrap().pop();
+    let mut flows = FlowTable::open(&set.unwrap().folder());
+    let old = flows.begin(1, Proto::UDP, 1);
+    let tcp = flows.begin(2, Proto::TCP, u64::MAX);
+    let hidden = flows.begin_hidden(3, 1);
+    assert_eq!((flows.count(), flows.hints()), (8, 8));
+
+    let gone = || match flows.count() {
+        2 => Ok(()),
+        count => Err(format!("{count} entries")),
+    };
+    wait::until("six halves to be gone", wait::PATIENCE, gone).unwrap();
+    assert!(flows.has(&tcp) && !flows.has(&old) && !flows.has(&hidden));
+    assert_eq!(flows.hints(), 2);
+}
+
+/// The flows of an agent, written as the programs write them.
+struct FlowTable {
+    flows: HashMap<MapData, [u8; 40], [u8; 48]>,
+    hints: Array<MapData, u64>,
+}
+
+impl FlowTable {
+    fn open(set: &Path) -> Self {
+        let map = |name: &str| MapData::from_pin(set.join(name)).unwrap();
+        Self {
+            flows: Map::HashMap(map("FLOWS")).try_into().unwrap(),
+            hints: Map::Array(map("FLOW_HINTS")).try_into().unwrap(),
+        }
+    }
+
+    /// From the client of this number to one Service, last used then.
+    fn begin(&mut self, client: u16, proto: Proto, used_nanos: u64) -> FlowKey {
+        let service = end("10.96.0.10", 53);
+        let key = FlowKey::new(end("10.0.1.9", client), service, proto, Hook::Ingress);
+        self.add_pair(key, half(used_nanos, 0));
+        key
+    }
+
+    /// The same with the flow around it that hides the client.
+    fn begin_hidden(&mut self, client: u16, used_nanos: u64) -> FlowKey {
+        let key = self.begin(client, Proto::UDP, used_nanos);
+        let to = half(0, 0).by();
+        let middle = FlowKey::new(key.from(), to, Proto::UDP, Hook::Egress);
+        self.add_pair(middle, half(u64::MAX, Half::MASQUERADE));
+        key
+    }
+
+    fn add_pair(&mut self, key: FlowKey, half: Half) {
+        let (other_key, other) = half.other(&key);
+        for (key, half) in [(key, half), (other_key, other)] {
+            let (cell, value): ([u8; 40], [u8; 48]) = (bytemuck::cast(key), bytemuck::cast(half));
+            self.flows.insert(cell, value, 0).unwrap();
+            let hint = self.hints.get(&key.hint(), 0).unwrap();
+            self.hints.set(key.hint(), hint + 1, 0).unwrap();
+        }
+    }
+
+    fn has(&self, key: &FlowKey) -> bool {
+        self.flows.get(&bytemuck::cast(*key), 0).is_ok()
+    }
+
+    fn count(&self) -> usize {
+        self.flows.keys().flatten().count()
+    }
+
+    /// Of all entries, as counted.
+    fn hints(&self) -> u64 {
+        self.hints.iter().flatten().sum()
+    }
+}
+
+fn half(used_nanos: u64, flags: u16) -> Half {
+    let backend = end("10.0.1.1", 5353);
+    Half {
+        seen: seen::PACKET,
+        used_nanos,
+        addr: backend.addr,
+        port: backend.port.0,
+        flags,
+        // No cell has this number, so nothing is known of the endpoint.
+        backend: u32::MAX,
+        ..Half::zeroed()
+    }
+}
+
+fn end(addr: &str, port: u16) -> End {
+    End {
+        addr: addr.parse::<std::net::IpAddr>().unwrap().into(),
+        port: Port(port),
+    }
 }
 
 /// A node whose host has an interface `eth0`.

@@ -86,6 +86,12 @@ impl<T: Pod> Cells<T> {
         Ok(())
     }
 
+    /// Adds to the first word of a cell, around zero. Others may be adding too.
+    pub(super) fn add(&self, at: u32, number: u64) -> io::Result<()> {
+        self.cell(at)?[0].fetch_add(number, Relaxed);
+        Ok(())
+    }
+
     /// Writes a cell, word by word: only while no reader uses it.
     pub(super) fn write(&self, at: u32, value: &T) -> io::Result<()> {
         for (word, from) in self.cell(at)?.iter().zip(words(value)) {

@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use lb_common::{
-    flow::{Node, interface},
+    addr::Proto,
+    flow::{FLOWS_MAX, FlowKey, Half, Hook, Node, interface},
     reason::Reason,
     tables::{
         Affinity, AffinityKey, Backend, BackendIndex, Frontend, FrontendKey, List, Membership,
@@ -22,11 +23,12 @@ use rustix::system::sysinfo;
 use crate::{
     datapath::{
         cells::Cells,
+        flows::{PART, Walk, has_lost_its_endpoint, has_timed_out},
         grace::Grace,
         load::is_readable,
         pins::{MapSet, Pins},
         store::{MapStore, StoreError},
-        sys::Raw,
+        sys::{Raw, next_key},
     },
     tables::{
         Op, TableSet,
@@ -62,6 +64,10 @@ pub struct BpfMaps {
     node: Cells<Node>,
     pod_cidrs: Cells<ServiceCidr>,
     interfaces: HashMap<MapData, u32, u32>,
+    flows: HashMap<MapData, Raw<FlowKey>, Raw<Half>>,
+    /// The same map.
+    flow_keys: MapData,
+    flow_hints: Cells<u64>,
     affinity: HashMap<MapData, Raw<AffinityKey>, Raw<Affinity>>,
     /// Made for the first wait: who only reads needs none, nor the locked memory that it counts as.
     grace: Option<Grace>,
@@ -97,6 +103,10 @@ impl BpfMaps {
             pod_cidrs: cells(names::POD_CIDRS, map(names::POD_CIDRS))?,
             interfaces: HashMap::try_from(aya::maps::Map::HashMap(map(names::INTERFACES)?))
                 .context(names::INTERFACES)?,
+            flows: HashMap::try_from(aya::maps::Map::HashMap(map(names::FLOWS)?))
+                .context(names::FLOWS)?,
+            flow_keys: map(names::FLOWS)?,
+            flow_hints: cells(names::FLOW_HINTS, map(names::FLOW_HINTS))?,
             affinity: HashMap::try_from(aya::maps::Map::HashMap(map(names::AFFINITY)?))
                 .context(names::AFFINITY)?,
             grace: None,
@@ -415,6 +425,82 @@ impl BpfMaps {
         let entries = self.affinity.iter();
         let entries = entries.map(|entry| entry.map(|(key, given)| (key.0, given.0)));
         entries.collect::<Result<_, _>>().context(names::AFFINITY)
+    }
+
+    /// Looks at some of the flows, and removes those that are over. Returns whether that was the last part.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refused.
+    pub fn sweep_flows(&mut self, walk: &mut Walk) -> Result<bool> {
+        let now_nanos = boot_nanos();
+        for _ in 0..PART {
+            let next = next_key(&self.flow_keys, walk.at.as_ref()).context(names::FLOWS)?;
+            let Some(key) = next.filter(|_| walk.looked_at < 2 * FLOWS_MAX as usize) else {
+                *walk = Walk::default();
+                return Ok(true);
+            };
+            walk.at = Some(key);
+            walk.looked_at += 1;
+            if let Some(half) = self.flow(&key)? {
+                self.end_if_over(&key, &half, now_nanos)?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn end_if_over(&mut self, key: &FlowKey, half: &Half, now_nanos: u64) -> Result<()> {
+        let (other_key, _) = half.other(key);
+        let other = self.flow(&other_key)?;
+        // A pair is looked at once, by its first half, and the pair around it goes with it.
+        if !half.is_original() && other.is_some() {
+            return Ok(());
+        }
+        let is_around = half.flags & Half::MASQUERADE != 0;
+        let lost = match self.backends.read(half.backend) {
+            Ok(backend) => !is_around && has_lost_its_endpoint(key, half, &backend),
+            Err(_) => false,
+        };
+        if !lost && !has_timed_out(key, half, other.as_ref(), now_nanos) {
+            return Ok(());
+        }
+        if !is_around && half.is_original() {
+            let proto = Proto(key.proto);
+            let middle = FlowKey::new(key.from(), half.by(), proto, Hook::Egress);
+            if let Some(around) = self.flow(&middle)?
+                && around.flags & Half::MASQUERADE != 0
+            {
+                self.remove_half(&around.other(&middle).0)?;
+                self.remove_half(&middle)?;
+            }
+        }
+        self.remove_half(&other_key)?;
+        self.remove_half(key)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Result<Option<Half>> {
+        match self.flows.get(&Raw(*key), 0) {
+            Ok(Raw(half)) => Ok(Some(half)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context(names::FLOWS),
+        }
+    }
+
+    /// The counter goes down after the entry has gone, and only by who removed it.
+    fn remove_half(&mut self, key: &FlowKey) -> Result<()> {
+        match self.flows.remove(&Raw(*key)) {
+            Ok(()) => {
+                let counted = self.flow_hints.add(key.hint(), u64::MAX);
+                counted.context(names::FLOW_HINTS)
+            }
+            Err(MapError::KeyNotFound | MapError::ElementNotFound) => Ok(()),
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error).context(names::FLOWS),
+        }
     }
 
     fn counts_no_more(&self, key: AffinityKey, given: Affinity, now_nanos: u64) -> bool {

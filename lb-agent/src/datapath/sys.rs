@@ -19,6 +19,7 @@ use std::{
     sync::atomic::AtomicU64,
 };
 
+use aya::maps::MapData;
 use bytemuck::{Pod, Zeroable};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -67,6 +68,7 @@ impl Drop for Mapping {
 }
 
 const BPF_MAP_CREATE: u32 = 0;
+const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_OBJ_GET: u32 = 7;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
 const BPF_PROG_QUERY: u32 = 16;
@@ -265,6 +267,37 @@ pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     match result {
         0 => Ok(cookie),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The key after this one in a hash whose keys are such values; the first, where this one is not there.
+/// `None`: there is none.
+pub(super) fn next_key<K: Pod>(map: &MapData, key: Option<&K>) -> io::Result<Option<K>> {
+    #[derive(Clone, Copy, Pod, Zeroable)]
+    #[repr(C)]
+    struct Attr {
+        map_fd: u32,
+        pad: u32,
+        key: u64,
+        next_key: u64,
+    }
+    let info = map.info().map_err(io::Error::other)?;
+    if info.key_size() as usize != size_of::<K>() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut next = K::zeroed();
+    let key = key.map_or(ptr::null(), ptr::from_ref);
+    let mut attr = Attr {
+        map_fd: number(map.fd().as_fd()),
+        pad: 0,
+        key: key.expose_provenance() as u64,
+        next_key: (&raw mut next).expose_provenance() as u64,
+    };
+    // SAFETY: both keys are live, or the first is null, and as long as the map's are.
+    match unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+        Ok(_) => Ok(Some(next)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
