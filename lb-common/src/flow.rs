@@ -387,7 +387,7 @@ pub mod seen {
     /// SCTP: anything else.
     pub const DATA: u32 = 1 << 9;
 
-    /// TCP: SYN with ACK.
+    /// TCP: SYN with ACK. SCTP: INIT ACK.
     pub const ANSWER: u32 = 1 << 10;
 
     const TCP_FIN: u8 = 1;
@@ -423,7 +423,8 @@ pub mod seen {
     pub const fn sctp(chunk: u8) -> u32 {
         PACKET
             | match chunk {
-                1 | 2 => INIT,
+                1 => INIT,
+                2 => INIT | ANSWER,
                 10 | 11 => COOKIE,
                 7 | 8 | 14 => SHUTDOWN,
                 6 => ABORT,
@@ -624,6 +625,14 @@ mod tests {
         );
         assert_eq!(udp(PACKET, 0), "UNREPLIED");
         assert_eq!(udp(PACKET, PACKET), "REPLIED");
+    }
+
+    #[test]
+    fn the_answer_to_a_first_packet_is_told_from_it() {
+        assert_eq!(seen::tcp(2) & seen::ANSWER, 0, "SYN");
+        assert_ne!(seen::tcp(2 | 16) & seen::ANSWER, 0, "SYN with ACK");
+        assert_eq!(seen::sctp(1) & seen::ANSWER, 0, "INIT");
+        assert_ne!(seen::sctp(2) & seen::ANSWER, 0, "INIT ACK");
     }
 
     #[test]

@@ -136,7 +136,7 @@ impl View {
     pub(crate) fn begins_anew(&self) -> bool {
         match self.proto {
             Proto::TCP => self.seen & (seen::SYN | seen::ANSWER) == seen::SYN,
-            Proto::SCTP => self.seen & seen::INIT != 0,
+            Proto::SCTP => self.seen & (seen::INIT | seen::ANSWER) == seen::INIT,
             _ => false,
         }
     }
