@@ -67,6 +67,7 @@ fn the_publication_word_is_loaded_at_once() {
         "cgroup/connect6",
         "cgroup/sendmsg4",
         "cgroup/sendmsg6",
+        "classifier",
     ];
     assert_eq!(Vec::from_iter(programs.keys()), choosers);
     let (ring, affinity_secs) = ([Load { bytes: 8 }], [Load { bytes: 4 }]);
@@ -94,7 +95,9 @@ fn lookups(object: &File<'_>, section: &object::Section<'_, '_>, map: &str) -> V
         let symbol = object.symbol_by_index(symbol);
         symbol.is_ok_and(|symbol| symbol.name() == Ok(map))
     };
-    let is_code = section.name().is_ok_and(|name| name.starts_with("cgroup/"));
+    let is_code = section
+        .name()
+        .is_ok_and(|name| name.starts_with("cgroup/") || name == "classifier");
     let relocations = section.relocations().filter(|_| is_code);
     relocations
         .filter(|(_, relocation)| names_it(relocation.target()))
