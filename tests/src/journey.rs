@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use aya::programs::{TestRun, TestRunOptions};
+use aya::programs::{TestRun, TestRunOptions, TestRunResult};
 use lb_agent::{
     datapath::{BpfMaps, load::Object},
     model::state::Settings,
@@ -52,8 +52,30 @@ impl From<u32> for Verdict {
     }
 }
 
+/// How a packet came to where the program sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// By an interface of this node.
+    ByInterface,
+    /// From a process of this node.
+    FromNode,
+}
+
+impl Came {
+    /// The kernel's `struct __sk_buff` up to `ingress_ifindex`.
+    fn context(self) -> [u8; 40] {
+        let mut context = [0; 40];
+        let index: u32 = match self {
+            Self::ByInterface => 1,
+            Self::FromNode => 0,
+        };
+        context[36..].copy_from_slice(&index.to_ne_bytes());
+        context
+    }
+}
+
 /// Longest packet that comes out.
-const ROOM: usize = 2048;
+const ROOM: usize = 4096;
 
 impl Journeys {
     /// Programs whose maps hold what a node of this name has of these objects.
@@ -83,24 +105,31 @@ impl Journeys {
     }
 
     /// Runs a program on a packet.
-    pub fn run(&mut self, program: &str, packet: &[u8]) -> Result<Arrival> {
-        self.repeat(program, packet, 1)
+    pub fn run(&mut self, program: &str, packet: &[u8], came: Came) -> Result<Arrival> {
+        self.repeat(program, packet, came, 1)
     }
 
     /// Runs a program on a packet so many times. The counters are those of all runs.
-    pub fn repeat(&mut self, program: &str, packet: &[u8], times: u32) -> Result<Arrival> {
+    pub fn repeat(
+        &mut self,
+        program: &str,
+        packet: &[u8],
+        came: Came,
+        times: u32,
+    ) -> Result<Arrival> {
         let before = self.maps().counters()?;
         let mut out = vec![0; ROOM];
-        let result = self
-            .object
-            .packet_program(program)?
-            .test_run(TestRunOptions {
+        let context = came.context();
+        let result = self.test_run(
+            program,
+            TestRunOptions {
                 data_in: Some(packet),
                 data_out: Some(&mut out),
+                ctx_in: Some(&context),
                 repeat: times,
                 ..TestRunOptions::default()
-            })
-            .with_context(|| format!("running {program}"))?;
+            },
+        )?;
         out.truncate(result.data_size_out as usize);
         let after = self.maps().counters()?;
         let counted = after
@@ -114,5 +143,19 @@ impl Journeys {
             counted,
             took: result.duration,
         })
+    }
+
+    /// Runs a program on a packet that comes in, and looks at nothing: for very many.
+    pub fn send(&mut self, program: &str, packet: &[u8]) -> Result<()> {
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            ..TestRunOptions::default()
+        };
+        self.test_run(program, options).map(drop)
+    }
+
+    fn test_run(&mut self, program: &str, options: TestRunOptions<'_>) -> Result<TestRunResult> {
+        let run = self.object.packet_program(program)?.test_run(options);
+        run.with_context(|| format!("running {program}"))
     }
 }

@@ -48,6 +48,8 @@ pub(super) type Shared = BTreeMap<&'static str, PathBuf>;
 #[derive(Debug)]
 pub struct Object {
     ebpf: Ebpf,
+    /// `CALLS` is filled.
+    can_call: bool,
 }
 
 impl Object {
@@ -100,7 +102,10 @@ impl Object {
                  SYS_RESOURCE to securityContext.capabilities.add",
             ),
         };
-        Ok(Self { ebpf: loaded? })
+        Ok(Self {
+            ebpf: loaded?,
+            can_call: false,
+        })
     }
 
     /// The maps, to read and write.
@@ -171,7 +176,10 @@ impl Object {
     ///
     /// The kernel refuses one.
     pub fn packet_program(&mut self, name: &str) -> Result<&mut SchedClassifier> {
-        self.fill_calls()?;
+        if !self.can_call {
+            self.fill_calls()?;
+            self.can_call = true;
+        }
         Ok(self.program(name)?.try_into()?)
     }
 

@@ -352,6 +352,16 @@ impl BpfMaps {
         Ok(done?)
     }
 
+    /// Says which addresses are pods'. IPv4 from 0, IPv6 from `SERVICE_CIDRS_PER_FAMILY`.
+    ///
+    /// # Errors
+    ///
+    /// The cell is not there.
+    pub fn write_pod_cidr(&self, at: u32, cidr: &ServiceCidr) -> io::Result<()> {
+        let guard = offset_of!(ServiceCidr, used);
+        self.pod_cidrs.write_guarded(at, cidr, guard, 0)
+    }
+
     /// Says something of ourselves.
     ///
     /// # Errors
