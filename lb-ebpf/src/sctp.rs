@@ -1,9 +1,10 @@
 //! SCTP's checksum, CRC-32c over the whole packet. It covers the ports and no address, and cannot be
-//! adapted: when a port changes it is computed again.
+//! adapted: when a port changes it is computed again. Of a packet in parts that cannot be done, as no part
+//! has all of it, and the parts are dropped.
 #![forbid(unsafe_code)]
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
-use lb_common::{crc32c, reason::Reason};
+use lb_common::{crc32c, reason::Reason, wire::Part};
 
 use crate::{
     calls::handed_over,
@@ -34,6 +35,9 @@ pub(crate) fn nh_sctp(ctx: TcContext) -> i32 {
 /// gets it from the kernel when it leaves.
 #[inline(always)]
 fn sum(packet: &mut Packet, view: &View) -> Result<(), Unwritable> {
+    if !matches!(view.part, Part::Whole) {
+        return Err(Unwritable);
+    }
     let l4 = view.l4();
     let at = l4 + SUM_AT;
     let old: [u8; 4] = packet.load(at).ok_or(Unwritable)?;

@@ -9,7 +9,7 @@ use lb_common::{
 };
 use lb_tests::journey::{Arrival, Came, Journeys, Verdict};
 
-use crate::packets::Packet;
+use crate::packets::{FRAGMENT, Packet};
 
 const OBJECTS: &str = include_str!("objects.yaml");
 
@@ -199,7 +199,7 @@ impl Journey {
         self.ends_of().1
     }
 
-    /// Of frames without tags, options and extension headers.
+    /// Of frames without tags and options, and without extension headers but IPv6's fragment header.
     fn ends_of(&self) -> (String, String) {
         let packet = &self.arrival.packet;
         let addr = |at: usize| -> IpAddr {
@@ -211,6 +211,7 @@ impl Journey {
         let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
         let (from, to, l4) = match packet[12..14] {
             [8, 0] => (26, 30, 34),
+            _ if packet[20] == FRAGMENT => (22, 38, 62),
             _ => (22, 38, 54),
         };
         let end = |addr, port| std::net::SocketAddr::new(addr, port).to_string();

@@ -190,8 +190,8 @@ fn a_client_is_given_the_same_backend_again_where_the_service_wants_that() {
 
 #[test]
 fn clients_are_given_different_backends() {
-    let mut bed = Bed::new();
     for service in [STICKY[0], MANY[0]] {
+        let mut bed = Bed::new();
         let backends: BTreeSet<_> = (1..=200)
             .map(|last| bed.ingress(&tcp(&format!("10.1.7.{last}:4000"), service)))
             .map(|journey| journey.destination())

@@ -20,7 +20,7 @@ const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 pub(crate) const HOP_BY_HOP: u8 = 0;
-const FRAGMENT: u8 = 44;
+pub(crate) const FRAGMENT: u8 = 44;
 pub(crate) const DESTINATION_OPTIONS: u8 = 60;
 
 const HOPS: u8 = 64;
@@ -282,6 +282,10 @@ impl Packet {
 
     pub(crate) fn is_tcp(&self) -> bool {
         self.proto() == TCP
+    }
+
+    pub(crate) fn is_sctp(&self) -> bool {
+        self.proto() == SCTP
     }
 
     pub(crate) fn is_v4(&self) -> bool {

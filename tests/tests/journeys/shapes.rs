@@ -109,7 +109,7 @@ fn a_packet_with_more_extension_headers_than_are_followed_is_left_alone() {
     }
 }
 
-/// SCTP's checksum would have to be computed over all parts, unless the port stays.
+/// SCTP has its checksum in the first part, and it is one over all parts: the port must stay.
 const IN_PARTS: [(Make, Family, &str); 6] = [
     (tcp, V4, V4.web),
     (udp, V4, V4.web),
@@ -138,6 +138,49 @@ fn later_parts_of_a_packet_follow_the_first_in_any_order() {
         for part in [0, 2, 1, 3] {
             let journey = bed.egress(&sent[part]);
             journey.becomes(&expected[part], &["packet-reply"]);
+        }
+    }
+}
+
+#[test]
+fn parts_of_a_hidden_clients_packet_find_their_way_to_the_backend_and_back() {
+    let mut bed = Bed::masquerading_all();
+    for (make, at) in kinds().filter(|(make, at)| !make(at.pod, at.web).is_sctp()) {
+        let packet = make(at.pod, at.web).payload(&[7; 60]);
+        let cuts = [24, 48];
+        let to_backend = packet.to(at.backend);
+        for (part, counted) in [FORWARD, "packet-original", "packet-original"]
+            .into_iter()
+            .enumerate()
+        {
+            let journey = bed.ingress(&packet.parts(&cuts)[part]);
+            journey.becomes(&to_backend.parts(&cuts)[part], &[counted]);
+        }
+        let behind = bed.egress(&to_backend.parts(&cuts)[0]).source();
+        let hidden = to_backend.from(&behind);
+        for part in [0, 2, 1] {
+            let journey = bed.egress(&to_backend.parts(&cuts)[part]);
+            journey.becomes(&hidden.parts(&cuts)[part], &["packet-original"]);
+        }
+
+        let reply = packet.answer(at.backend, &behind);
+        let to_client = reply.to(at.pod);
+        for part in [0, 2, 1] {
+            let journey = bed.ingress(&reply.parts(&cuts)[part]);
+            journey.becomes(&to_client.parts(&cuts)[part], &["packet-reply"]);
+            let journey = bed.egress(&to_client.parts(&cuts)[part]);
+            let from_service = to_client.from(at.web);
+            journey.becomes(&from_service.parts(&cuts)[part], &["packet-reply"]);
+        }
+    }
+}
+
+#[test]
+fn parts_of_an_sctp_packet_whose_port_would_change_are_dropped() {
+    let mut bed = Bed::new();
+    for at in [V4, V6] {
+        for part in sctp(at.pod, at.web).payload(&[7; 60]).parts(&[24, 48]) {
+            bed.ingress(&part).is_dropped(&["drop-unwritable"]);
         }
     }
 }
