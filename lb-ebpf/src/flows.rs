@@ -143,7 +143,7 @@ impl Flows {
             destination: ports.1.0,
         };
         // If there is no memory, the later parts are lost, and the packet is sent again.
-        let _ = FRAGMENTS.insert(key, &ports, u64::from(BPF_ANY));
+        let _ = FRAGMENTS.insert(key, ports, u64::from(BPF_ANY));
     }
 
     /// The ports that the first part had.

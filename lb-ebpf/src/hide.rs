@@ -1,6 +1,10 @@
 //! Hides a client behind this node: a second flow around the one that was remembered, with a port of this
 //! node that no other flow to the same backend has.
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "a port of a range that ends at 65,535"
+)]
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use lb_common::{

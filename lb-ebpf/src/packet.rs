@@ -2,6 +2,10 @@
 //! forgetting one cannot be written. Reading is direct; writing goes through the kernel's helpers, which
 //! know about shared, paged and partly checksummed buffers.
 #![expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets of headers, and what helpers return wider than it is"
+)]
+#![expect(
     unsafe_code,
     reason = "packet bytes are pointers, and helpers take the context as one"
 )]

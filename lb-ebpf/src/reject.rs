@@ -2,6 +2,10 @@
 //! unreachable", from the address that it asked. The packet itself becomes the answer and goes back by
 //! the interface it came from.
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "lengths of headers, and of packets, which say them in 16 bits"
+)]
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use bytemuck::{Pod, Zeroable};
