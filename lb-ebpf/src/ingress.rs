@@ -5,13 +5,16 @@
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 use lb_common::{
-    flow::{Call, Hook},
+    flow::{Call, End, Hook},
     reason::Reason,
+    select::Tables,
+    tables::FrontendKey,
 };
 
 use crate::{
     calls::{call, call_with},
     flows::Flows,
+    maps::Maps,
     packet::{Packet, Read, Side, View},
     translated::go_on,
     verdict::{Outcome, finish_packet},
@@ -33,6 +36,15 @@ pub(crate) fn nh_ingress(ctx: TcContext) -> i32 {
 fn flow(packet: &mut Packet, view: &View) -> i32 {
     match Flows.find(&view.key(Hook::Ingress)) {
         Some(found) if !view.begins_anew() => go_on(packet, view, &found, Side::Destination),
+        None if asks_nobody(view) => finish_packet(packet, Outcome::Pass(Reason::PacketPass)),
         _ => call_with(packet, Call::Begin, view, Reason::PacketPass),
     }
+}
+
+/// Whether `select` would say that this is no Service: most packets, and they need no call.
+#[inline(always)]
+fn asks_nobody(view: &View) -> bool {
+    let End { addr, port } = view.destination;
+    let key = FrontendKey::new(addr, port, view.proto);
+    Maps.frontend(&key).is_none() && !Maps.in_service_cidr(addr)
 }
