@@ -9,6 +9,13 @@
 )]
 
 #[cfg(target_arch = "bpf")]
+#[path = "../flows.rs"]
+#[allow(
+    dead_code,
+    reason = "the agent's maps are opened all at once, and the walker needs none of these"
+)]
+mod flows;
+#[cfg(target_arch = "bpf")]
 #[path = "../maps.rs"]
 #[allow(dead_code, reason = "the walker reads the tables and needs no socket")]
 mod maps;
