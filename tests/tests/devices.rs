@@ -201,7 +201,14 @@ fn two_agents_share_an_interface_by_links_and_cleanup_removes_those_of_one() {
         .place()
         .command(&agent::program().unwrap(), &[])
         .unwrap();
-    command.args(["run", "--node", "node-b", "--pin-path", pins]);
+    command.args([
+        "run",
+        "--packet-path",
+        "--node",
+        "node-b",
+        "--pin-path",
+        pins,
+    ]);
     command.arg("--objects").arg(bed.objects.dir());
     command.arg("--cgroup").arg(other.cgroup());
     let second = bed.node.start_agent(command);

@@ -298,7 +298,12 @@ fn say(args: &Args, flags: &Given, file: Option<&Given>) {
         Some(_) => given.replaced(&args.declared()),
         None => flags.meaningless(),
     };
-    for line in of_file.chain(of_flags).chain(given.meaningless()) {
+    let of_packets = match args.packets.packet_path {
+        true => Vec::new(),
+        false => file.unwrap_or(flags).without_packets(),
+    };
+    let lines = of_file.chain(of_flags).chain(of_packets);
+    for line in lines.chain(given.meaningless()) {
         info!("{line}");
     }
 }

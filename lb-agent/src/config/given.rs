@@ -318,6 +318,27 @@ impl Given {
         fields.chain(gates).collect()
     }
 
+    /// A line for each that is set and is followed for packets only, where none is looked at.
+    #[must_use]
+    pub fn without_packets(&self) -> Vec<String> {
+        const FOR_PACKETS: [&str; 6] = [
+            "clusterCIDR",
+            "detectLocal.bridgeInterface",
+            "detectLocal.interfaceNamePrefix",
+            "detectLocalMode",
+            "iptables.masqueradeAll",
+            "nftables.masqueradeAll",
+        ];
+        let set = FOR_PACKETS
+            .iter()
+            .filter(|field| self.values.contains_key(**field));
+        let line = |field: &&str| {
+            let place = self.place(field);
+            format!("{place} has no meaning here: without --packet-path no packet is masqueraded")
+        };
+        set.map(line).collect()
+    }
+
     /// By what name, and where, an operator finds a setting.
     #[must_use]
     pub fn place(&self, field: &str) -> String {
@@ -747,6 +768,12 @@ mod tests {
                 .local()
                 .unwrap()
                 .masquerade_all
+        );
+        assert_eq!(
+            of("masquerade-all", "true").unwrap().without_packets(),
+            [
+                "--masquerade-all has no meaning here: without --packet-path no packet is masqueraded"
+            ]
         );
         let bit = of("iptables-masquerade-bit", "7").unwrap().meaningless();
         assert_eq!(
