@@ -141,7 +141,7 @@ fn check(args: &Args) -> Vec<Finding> {
         loaded.map(|()| "the kernel accepts all ten"),
     ));
     let loaded = object.load_packet_programs();
-    findings.push(needed(
+    findings.push(optional(
         "packet programs",
         loaded.and_then(|()| packet_way()),
     ));

@@ -167,7 +167,7 @@ impl Object {
         Side::BOTH
             .into_iter()
             .try_for_each(load)
-            .context("--packet-path=false does without")
+            .context("--packet-path cannot be had here")
     }
 
     /// A program that runs on packets, loaded, with those that it calls.
