@@ -18,8 +18,9 @@ use lb_common::{
         FLOW_HINTS_MAX, FLOWS_MAX, FRAGMENTS_MAX, FlowKey, FragmentKey, FragmentPorts, Half,
         INTERFACES_MAX, Node, YOUNG_MAX,
     },
-    tables::{SERVICE_CIDRS_MAX, SERVICE_CIDRS_PER_FAMILY, ServiceCidr},
 };
+
+use crate::maps::{Ranges, hold};
 
 const MMAP: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -38,7 +39,7 @@ static FRAGMENTS: LruHashMap<FragmentKey, FragmentPorts, { FRAGMENTS_MAX as usiz
 #[btf_map]
 static NODE: Array<Node, 1, MMAP> = Array::new();
 #[btf_map]
-static POD_CIDRS: Array<ServiceCidr, { SERVICE_CIDRS_MAX as usize }, MMAP> = Array::new();
+static POD_CIDRS: Ranges = Array::new();
 #[btf_map]
 static INTERFACES: HashMap<u32, u32, { INTERFACES_MAX as usize }, NO_PREALLOC> = HashMap::new();
 
@@ -163,20 +164,7 @@ impl Flows {
     /// Whether an address is in a range of pods.
     #[inline(always)]
     pub(crate) fn in_pod_cidr(&self, addr: Addr) -> bool {
-        let first = if addr.is_v4() {
-            0
-        } else {
-            SERVICE_CIDRS_PER_FAMILY
-        };
-        for offset in 0..SERVICE_CIDRS_PER_FAMILY {
-            match POD_CIDRS.get(first + offset) {
-                Some(cidr) if cidr.used == 0 => return false,
-                Some(cidr) if cidr.contains(addr) => return true,
-                Some(_) => {}
-                None => return false,
-            }
-        }
-        false
+        hold(&POD_CIDRS, addr)
     }
 
     /// What is known of an interface.

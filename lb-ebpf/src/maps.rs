@@ -54,7 +54,7 @@ static NAMES: Array<Name, CELLS, MMAP> = Array::new();
 #[btf_map]
 static ZONES: Array<ZoneName, { ZONES_MAX as usize }, MMAP> = Array::new();
 #[btf_map]
-static SERVICE_CIDRS: Array<ServiceCidr, { SERVICE_CIDRS_MAX as usize }, MMAP> = Array::new();
+static SERVICE_CIDRS: Ranges = Array::new();
 #[btf_map]
 static AFFINITY: HashMap<
     AffinityKey,
@@ -79,6 +79,28 @@ static SET_RETVAL: Global<u8> = Global::new(0);
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Ranges of addresses: IPv4 from 0, IPv6 from `SERVICE_CIDRS_PER_FAMILY`.
+pub(crate) type Ranges = Array<ServiceCidr, { SERVICE_CIDRS_MAX as usize }, MMAP>;
+
+/// Whether one of the ranges holds the address.
+#[inline(always)]
+pub(crate) fn hold(ranges: &Ranges, addr: Addr) -> bool {
+    let first = if addr.is_v4() {
+        0
+    } else {
+        SERVICE_CIDRS_PER_FAMILY
+    };
+    for offset in 0..SERVICE_CIDRS_PER_FAMILY {
+        match ranges.get(first + offset) {
+            Some(cidr) if cidr.used == 0 => return false,
+            Some(cidr) if cidr.contains(addr) => return true,
+            Some(_) => {}
+            None => return false,
+        }
+    }
+    false
+}
 
 /// The maps, as `select` reads them.
 pub(crate) struct Maps;
@@ -137,20 +159,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn in_service_cidr(&self, addr: Addr) -> bool {
-        let first = if addr.is_v4() {
-            0
-        } else {
-            SERVICE_CIDRS_PER_FAMILY
-        };
-        for offset in 0..SERVICE_CIDRS_PER_FAMILY {
-            match SERVICE_CIDRS.get(first + offset) {
-                Some(cidr) if cidr.used == 0 => return false,
-                Some(cidr) if cidr.contains(addr) => return true,
-                Some(_) => {}
-                None => return false,
-            }
-        }
-        false
+        hold(&SERVICE_CIDRS, addr)
     }
 }
 

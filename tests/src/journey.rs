@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::programs::{TestRun, TestRunOptions, TestRunResult};
 use lb_agent::{
-    datapath::{BpfMaps, load::Object},
+    datapath::{BpfMaps, load::Object, maps::LocalTables},
     model::state::Settings,
     source::{Batch, document},
     sync::{Engine, SyncReport, Wanted},
@@ -102,6 +102,11 @@ impl Journeys {
     /// The maps that the programs read and write.
     pub fn maps(&self) -> &BpfMaps {
         self.engine.store()
+    }
+
+    /// Says what the programs must know of the node.
+    pub fn write_local(&mut self, local: &LocalTables) -> Result<()> {
+        self.object.maps()?.write_local(local)
     }
 
     /// Runs a program on a packet.

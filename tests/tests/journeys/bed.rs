@@ -1,11 +1,16 @@
 //! A node of packet programs, and what is asked of each packet that they let out.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    array,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
+use lb_agent::datapath::maps::LocalTables;
 use lb_common::{
     addr::Addr,
     flow::Node,
-    tables::{SERVICE_CIDRS_PER_FAMILY, ServiceCidr},
+    tables::{SERVICE_CIDRS_MAX, SERVICE_CIDRS_PER_FAMILY, ServiceCidr},
 };
 use lb_tests::journey::{Arrival, Came, Journeys, Verdict};
 
@@ -16,68 +21,68 @@ const OBJECTS: &str = include_str!("objects.yaml");
 /// Clients are hidden behind these.
 pub(crate) const NODE: [&str; 2] = ["172.18.0.2", "fd00:18::2"];
 
+const NO_CIDR: ServiceCidr = ServiceCidr {
+    addr: Addr { bytes: [0; 16] },
+    mask: Addr { bytes: [0; 16] },
+    used: 0,
+};
+
 /// Programs with the maps of a node.
 pub(crate) struct Bed(Journeys);
 
 impl Bed {
     /// A node that tells no pods from others.
     pub(crate) fn new() -> Self {
-        Self::with_flags(0)
+        Self::with(NODE, 0, &[])
     }
 
     /// A node that hides every client of a ClusterIP.
     pub(crate) fn masquerading_all() -> Self {
-        Self::with_flags(Node::MASQUERADE_ALL)
+        Self::with(NODE, Node::MASQUERADE_ALL, &[])
     }
 
     /// A node that takes 10.1.0.0/16 and fd00:1::/32 for the pods.
     pub(crate) fn with_pod_cidrs() -> Self {
-        let bed = Self::with_flags(Node::DETECT_RANGE);
-        let ones = |count| {
-            let mut bytes = [0; 16];
-            bytes[..count].fill(0xff);
-            Addr { bytes }
+        let cidr = |addr: &str, ones: usize| ServiceCidr {
+            addr: addr.parse::<IpAddr>().unwrap().into(),
+            mask: Addr {
+                bytes: array::from_fn(|at| if at < ones { 0xff } else { 0 }),
+            },
+            used: 1,
         };
-        for (at, addr, mask) in [
-            (0, "10.1.0.0", ones(14)),
-            (SERVICE_CIDRS_PER_FAMILY, "fd00:1::", ones(4)),
-        ] {
-            let addr = addr.parse::<IpAddr>().unwrap().into();
-            let cidr = ServiceCidr {
-                addr,
-                mask,
-                used: 1,
-            };
-            bed.0.maps().write_pod_cidr(at, &cidr).unwrap();
+        // The first of each family; IPv4 lies as a mapped address.
+        let cidrs = [
+            (0, cidr("10.1.0.0", 14)),
+            (SERVICE_CIDRS_PER_FAMILY, cidr("fd00:1::", 4)),
+        ];
+        Self::with(NODE, Node::DETECT_RANGE, &cidrs)
+    }
+
+    /// A node that has no address to hide clients behind, and is to hide all.
+    pub(crate) fn without_address() -> Self {
+        Self::with(["", ""], Node::MASQUERADE_ALL, &[])
+    }
+
+    fn with(addrs: [&str; 2], flags: u32, cidrs: &[(u32, ServiceCidr)]) -> Self {
+        let none = Addr { bytes: [0; 16] };
+        let [v4, v6] = addrs.map(|addr| addr.parse::<IpAddr>().map_or(none, Addr::from));
+        let mut pod_cidrs = vec![NO_CIDR; SERVICE_CIDRS_MAX as usize];
+        for (at, cidr) in cidrs {
+            pod_cidrs[*at as usize] = *cidr;
         }
-        bed
-    }
-
-    /// A node that has no address to hide clients behind.
-    pub(crate) fn without_address(mut self) -> Self {
-        self.write(["0.0.0.0", "::"], Node::MASQUERADE_ALL);
-        self
-    }
-
-    fn with_flags(flags: u32) -> Self {
-        let mut bed = Self(Journeys::new("node-1", OBJECTS).unwrap());
-        bed.write(NODE, flags);
-        bed
-    }
-
-    fn write(&mut self, node: [&str; 2], flags: u32) {
-        let addr = |text: &str| match text {
-            "0.0.0.0" | "::" => Addr { bytes: [0; 16] },
-            text => text.parse::<IpAddr>().unwrap().into(),
+        let local = LocalTables {
+            node: Node {
+                v4,
+                v6,
+                flags,
+                pad: 0,
+            },
+            pod_cidrs,
+            pods: BTreeSet::new(),
         };
-        let [v4, v6] = node.map(addr);
-        let node = Node {
-            v4,
-            v6,
-            flags,
-            pad: 0,
-        };
-        self.0.maps().write_node(&node).unwrap();
+        let mut journeys = Journeys::new("node-1", OBJECTS).unwrap();
+        journeys.write_local(&local).unwrap();
+        Self(journeys)
     }
 
     /// What becomes of a packet that comes in.

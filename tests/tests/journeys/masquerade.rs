@@ -121,7 +121,7 @@ fn clients_with_one_port_are_hidden_behind_several() {
 
 #[test]
 fn without_an_address_to_hide_a_client_behind_its_packets_are_dropped_each_time() {
-    let mut bed = Bed::new().without_address();
+    let mut bed = Bed::without_address();
     for (make, at) in kinds() {
         let first: Packet = make(at.pod, at.web);
 
