@@ -299,15 +299,6 @@ impl BpfMaps {
         Ok(last)
     }
 
-    /// Says what the packet programs must know of this node.
-    ///
-    /// # Errors
-    ///
-    /// The cell is not there.
-    pub fn write_node(&self, node: &Node) -> io::Result<()> {
-        self.node.write(0, node)
-    }
-
     /// What is said of this node.
     ///
     /// # Errors
@@ -347,19 +338,9 @@ impl BpfMaps {
             done = done.and(put.map_err(|error| refused(names::INTERFACES, error)));
         }
         if self.node.read(0).context(names::NODE)? != local.node {
-            self.write_node(&local.node).context(names::NODE)?;
+            self.node.write(0, &local.node).context(names::NODE)?;
         }
         Ok(done?)
-    }
-
-    /// Says which addresses are pods'. IPv4 from 0, IPv6 from `SERVICE_CIDRS_PER_FAMILY`.
-    ///
-    /// # Errors
-    ///
-    /// The cell is not there.
-    pub fn write_pod_cidr(&self, at: u32, cidr: &ServiceCidr) -> io::Result<()> {
-        let guard = offset_of!(ServiceCidr, used);
-        self.pod_cidrs.write_guarded(at, cidr, guard, 0)
     }
 
     /// Says something of ourselves.
